@@ -1,0 +1,66 @@
+package fleet
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The kinds of error that cross rooms. They are compared with errors.Is, never by text; the layer that learns the kind
+// wraps it together with the cause, and only handlers turn a kind into a status or a sentence.
+var (
+	ErrNotFound        = errors.New("not found")
+	ErrInvalid         = errors.New("invalid")
+	ErrUnauthenticated = errors.New("not signed in")
+	ErrForbidden       = errors.New("not permitted")
+	ErrConflict        = errors.New("conflict")
+	ErrBlocked         = errors.New("blocked")     // a disruption budget or a protection stands in the way
+	ErrUnavailable     = errors.New("unavailable") // a cluster or the store cannot be reached now
+	ErrTooMany         = errors.New("too many")
+	ErrTooLarge        = errors.New("too large")
+	ErrUnsupported     = errors.New("unsupported media type")
+)
+
+// FieldError says which field of an input is wrong. It is ErrInvalid.
+type FieldError struct {
+	Field   string            // the name in the form, the query or the JSON body
+	Message string            // an English sentence part, without the field: `must not be empty`
+	Key     string            // catalogue key of the message, "" where only English exists (texts of apimachinery)
+	Args    map[string]string // values for the catalogue's placeholders; Part names the offending piece
+}
+
+func (e *FieldError) Error() string { return fmt.Sprintf("%s: %s", e.Field, e.Message) }
+
+// Is makes every FieldError an ErrInvalid.
+func (e *FieldError) Is(target error) bool { return target == ErrInvalid }
+
+// Invalid returns a FieldError with an English message only.
+func Invalid(field, format string, args ...any) *FieldError {
+	return &FieldError{Field: field, Message: fmt.Sprintf(format, args...)}
+}
+
+// BusyError says that a node is in the hands of another batch. It is ErrConflict.
+type BusyError struct {
+	Node  NodeRef
+	Batch string // id of the batch that holds the node
+}
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("%s is being worked on by batch %s", e.Node, e.Batch)
+}
+
+// Is makes every BusyError an ErrConflict.
+func (e *BusyError) Is(target error) bool { return target == ErrConflict }
+
+// LimitError says that somebody asked too often or for too much. It is ErrTooMany.
+type LimitError struct {
+	What  string        // what is limited: `sign-in`, `streams`
+	Retry time.Duration // when to try again
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("too many: %s; try again in %s", e.What, e.Retry)
+}
+
+// Is makes every LimitError an ErrTooMany.
+func (e *LimitError) Is(target error) bool { return target == ErrTooMany }

@@ -1,0 +1,34 @@
+package fleet
+
+import "time"
+
+// User is a person who can sign in. The password's hash never leaves the store and auth.
+type User struct {
+	ID         string
+	Name       string // normalised: lower case, NFKC
+	Role       Role
+	Disabled   bool
+	Epoch      int64 // moves with every change that must end sessions
+	CreatedAt  time.Time
+	LastSignIn time.Time
+}
+
+// Session is one signed-in browser, as its owner sees it.
+type Session struct {
+	Hash      string // of the token; names the session without being able to use it
+	Addr      string
+	UserAgent string
+	CreatedAt time.Time
+	SeenAt    time.Time
+	ExpiresAt time.Time
+	Current   bool
+}
+
+// Token is an API token, as its owner sees it. The secret is shown once, at creation.
+type Token struct {
+	ID        string
+	Name      string
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	UsedAt    time.Time
+}
