@@ -1,0 +1,106 @@
+// Package handlers is the HTTP face: routes, pages, JSON and streams. A handler parses, calls one thing, builds a page
+// struct and renders; it holds no rule of its own.
+package handlers
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/realtime"
+)
+
+// Config lists everything the handlers need. Every field is required unless it says otherwise.
+type Config struct {
+	Nodes    Nodes
+	Streams  Streams
+	Batches  Batches
+	Auth     Auth
+	People   People
+	Audit    Audit
+	Ready    func(context.Context) error // nil answer: the store answers and the supervisors are started
+	Logger   *slog.Logger
+	Metrics  prometheus.Registerer
+	External *url.URL       // nil: the origin is taken from the request's own host
+	Proxies  []netip.Prefix // peers whose X-Forwarded-For counts; empty: none
+	Secure   bool           // TLS here or at the external URL: Secure cookies, HSTS
+	Version  string
+}
+
+// Nodes answers from the cache. Nothing here but Pods touches an API server. *realtime.Manager implements it.
+type Nodes interface {
+	// Window is the page of the query with the cursor it was read at, in one step under one lock.
+	Window(q *realtime.Query, lang string) realtime.Window
+	// Node returns ErrNotFound for an unknown cluster or node.
+	Node(ref fleet.NodeRef) (*fleet.Node, error)
+	// FullNode is the whole corev1.Node as cached, as JSON.
+	FullNode(ref fleet.NodeRef) ([]byte, error)
+	// Row is the node's live row as rendered for lists.
+	Row(ref fleet.NodeRef, lang string) ([]byte, error)
+	Clusters() []fleet.Cluster
+	// Matching lists the refs of every node the query matches, whatever the page, at most limit.
+	Matching(q *realtime.Query, limit int) []fleet.NodeRef
+	// Pods reads the pods of a node from the API server, now.
+	Pods(ctx context.Context, ref fleet.NodeRef) (fleet.PodList, error)
+}
+
+// Streams serves the SSE responses; each call returns when the stream has ended. *realtime.Streamer implements it. An
+// error is returned only before the first byte.
+type Streams interface {
+	Nodes(w http.ResponseWriter, r *http.Request, s realtime.NodeStream) error
+	Clusters(w http.ResponseWriter, r *http.Request, s realtime.ClusterStream) error
+	Batch(w http.ResponseWriter, r *http.Request, s realtime.BatchStream) error
+}
+
+// Batches makes and steers batches. *batch.Engine implements it.
+type Batches interface {
+	// Submit authorises every node, freezes the list and records the batch. The same idempotency key of the same
+	// person answers with the batch it made before. FieldError, ErrForbidden, BusyError.
+	Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (fleet.Batch, error)
+	Batch(ctx context.Context, id string) (fleet.Batch, []fleet.Item, error)
+	List(ctx context.Context, f fleet.BatchFilter) ([]fleet.Batch, error)
+	Cancel(ctx context.Context, by fleet.Caller, id string) error
+}
+
+// Auth knows who is asking.
+type Auth interface {
+	// SignIn checks name and password and returns the person and a fresh session token with its expiry. LimitError
+	// when throttled; ErrUnauthenticated for every other failure, with the same work done whatever the cause.
+	SignIn(ctx context.Context, name, password string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
+	SignOut(ctx context.Context, token string) error
+	// BySession and ByToken return ErrUnauthenticated for what is unknown, expired, revoked or of a disabled person.
+	BySession(ctx context.Context, token string) (fleet.Caller, error)
+	ByToken(ctx context.Context, bearer string) (fleet.Caller, error)
+	// NeedsSetup tells whether no user exists yet.
+	NeedsSetup(ctx context.Context) (bool, error)
+	// Setup makes the first admin with the one-time code. Exactly one of two concurrent calls wins.
+	Setup(ctx context.Context, code, name, password string) error
+}
+
+// People is the account and user administration.
+type People interface {
+	Users(ctx context.Context) ([]fleet.User, error)
+	AddUser(ctx context.Context, by fleet.Caller, name string, role fleet.Role, password string) error
+	SetDisabled(ctx context.Context, by fleet.Caller, name string, disabled bool) error
+	SetRole(ctx context.Context, by fleet.Caller, name string, role fleet.Role) error
+	SetPassword(ctx context.Context, by fleet.Caller, name, password string) error
+	Sessions(ctx context.Context, by fleet.Caller) ([]fleet.Session, error)
+	EndSession(ctx context.Context, by fleet.Caller, hash string) error
+	Tokens(ctx context.Context, by fleet.Caller) ([]fleet.Token, error)
+	// AddToken returns the secret, which is kept nowhere.
+	AddToken(ctx context.Context, by fleet.Caller, name string, expires time.Time) (secret string, t fleet.Token, err error)
+	EndToken(ctx context.Context, by fleet.Caller, id string) error
+}
+
+// Audit reads the record.
+type Audit interface {
+	Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error)
+	// Denied records a refusal that a handler decided.
+	Denied(ctx context.Context, by fleet.Caller, action, detail string)
+}
