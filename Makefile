@@ -1,0 +1,78 @@
+# kube-node-manager. `make help` lists what there is.
+
+SHELL      := /bin/bash
+GO         ?= go
+BIN        := bin
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS    := -s -w -X main.version=$(VERSION)
+LINT       := $(GO) tool -modfile=tools/go.mod golangci-lint
+# Changes a second in the demo's clusters; 0 turns them off.
+TRICKLE    ?= 0.5
+LISTEN     ?= 127.0.0.1:8080
+KUBECONFIG ?= $(HOME)/.kube/config
+# Packages whose tests need a real control plane or a browser take longer than the default of 10 minutes on small machines.
+TEST_TIMEOUT ?= 25m
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run build devcluster browser test check generate generated tidy fix lint vet bench bench-go fuzz image clean
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+demo: build devcluster ## two local clusters with fake nodes and the app in front of them; Ctrl-C ends it all
+	@$(GO) run ./deploy/demo -app $(BIN)/kube-node-manager -devcluster "$$(deploy/devcluster/build.sh)" -listen $(LISTEN) -trickle $(TRICKLE)
+
+run: build ## the app with your own kubeconfig; every context becomes a cluster
+	@$(BIN)/kube-node-manager serve --listen $(LISTEN) --kubeconfig $(KUBECONFIG) --log-format text
+
+build: ## the binary, into bin/
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/kube-node-manager ./cmd/kube-node-manager
+
+devcluster: ## build the local control plane (minutes the first time, nothing afterwards)
+	@deploy/devcluster/build.sh >/dev/null
+
+browser: ## install Chromium for the browser tests where it is missing
+	@deploy/install-chromium.sh
+
+test: browser devcluster ## everything: unit, real control plane, real browser; with the race detector
+	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
+	cd deploy/devcluster && $(GO) vet ./...
+
+check: generated tidy fix vet lint test ## all that CI runs
+
+generate: ## templ → Go
+	$(GO) tool templ generate
+	$(GO) generate ./...
+
+generated: ## fail if generated files are not current
+	@$(GO) tool templ generate >/dev/null && git diff --exit-code -- '*_templ.go'
+
+tidy: ## fail if go.mod is not tidy
+	$(GO) mod tidy -diff
+	cd deploy/devcluster && $(GO) mod tidy -diff
+
+fix: ## fail if the code could be more modern
+	$(GO) fix -diff ./...
+
+vet:
+	$(GO) vet ./...
+
+lint: ## golangci-lint, pinned in tools/go.mod
+	$(LINT) run ./...
+
+bench: build devcluster ## the numbers of docs/benchmarks.md, beside a raw watch in the same run
+	$(GO) run ./internal/bench -devcluster "$$(deploy/devcluster/build.sh)"
+
+bench-go: ## go benchmarks with allocations for the hot paths
+	$(GO) test -run '^$$' -bench . -benchmem ./realtime/... ./views/...
+
+fuzz: ## each fuzz target for a short while
+	@set -e; $(GO) list -f '{{.Dir}} {{.ImportPath}}' ./... | while read -r dir pkg; do \
+	  grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$dir/*_test.go 2>/dev/null | sed 's/func //' | while read -r f; do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 10s $$pkg </dev/null; done; done
+
+image: ## the container image, with the docker client of this machine
+	docker build --build-arg VERSION=$(VERSION) -t kube-node-manager:$(VERSION) .
+
+clean: ## what make built here; caches stay
+	rm -rf $(BIN)
