@@ -77,6 +77,9 @@ type Auth interface {
 	// BySession and ByToken return ErrUnauthenticated for what is unknown, expired, revoked or of a disabled person.
 	BySession(ctx context.Context, token string) (fleet.Caller, error)
 	ByToken(ctx context.Context, bearer string) (fleet.Caller, error)
+	// PeekSession is BySession for streams and background polls: it does not count as activity, so that an open tab
+	// does not keep a session alive for ever.
+	PeekSession(ctx context.Context, token string) (fleet.Caller, error)
 	// NeedsSetup tells whether no user exists yet.
 	NeedsSetup(ctx context.Context) (bool, error)
 	// Setup makes the first admin with the one-time code. Exactly one of two concurrent calls wins.

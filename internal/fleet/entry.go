@@ -1,6 +1,13 @@
 package fleet
 
-import "time"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"strconv"
+	"time"
+)
 
 // Entry is one line of the audit record: who did or was refused what, where, with which result.
 type Entry struct {
@@ -30,3 +37,25 @@ type AuditFilter struct {
 	Limit                       int
 	BeforeSeq                   int64 // for paging: only entries older than this one
 }
+
+// entryForm names the canonical encoding below. A change of the encoding needs a new name.
+const entryForm = "knm-audit-1"
+
+// Sum is the hash an entry must carry: lower-case hex of SHA-256 over the canonical encoding, which is entryForm and
+// then Seq, At, Actor, Via, Session, Addr, Action, Phase, Cluster, Node, NodeUID, Batch, Outcome, Reason, Detail and
+// Prev, each written as its length in bytes in decimal, a colon, the bytes and a newline. Numbers are decimal; At is
+// microseconds since 1970 in UTC. The lengths keep two different entries from ever having the same encoding.
+func (e Entry) Sum() string {
+	h := sha256.New()
+	writeField(h, entryForm)
+	for _, field := range []string{
+		strconv.FormatInt(e.Seq, 10), strconv.FormatInt(e.At.UnixMicro(), 10), e.Actor, e.Via, e.Session, e.Addr,
+		e.Action, e.Phase, e.Cluster, e.Node, e.NodeUID, e.Batch, e.Outcome, e.Reason, e.Detail, e.Prev,
+	} {
+		writeField(h, field)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// writeField cannot fail: a hash never returns an error.
+func writeField(h hash.Hash, s string) { _, _ = fmt.Fprintf(h, "%d:%s\n", len(s), s) }

@@ -1,0 +1,58 @@
+package fleet
+
+import "time"
+
+// Account is a User with what auth needs to check a password. It never leaves the store and auth.
+type Account struct {
+	User
+	Password string // argon2id hash in PHC form
+}
+
+// UserChange is what is to be different about a person; nil fields stay. Every change that does something ends the
+// person's sessions; disabling and a new password end the API tokens too.
+type UserChange struct {
+	Role      *Role
+	Disabled  *bool
+	Password  *string // argon2id hash in PHC form
+	KeepAdmin bool    // refuse with ErrConflict what would leave no enabled admin
+}
+
+// Credential is a session or an API token that is good now, with the person as the store knows them now.
+type Credential struct {
+	Hash      string // of the secret
+	User      User
+	Data      string // what the session manager keeps; "" for a token
+	SeenAt    time.Time
+	IdleAt    time.Time // when it ends without activity; zero for a token
+	ExpiresAt time.Time
+}
+
+// NewSession is a session to be recorded.
+type NewSession struct {
+	Session
+	UserID   string
+	Epoch    int64 // of the person when the password was checked; another one now makes the session void
+	Data     string
+	IdleAt   time.Time
+	Replaces string // hash of a session of the same browser that ends with this one; "" for none
+}
+
+// CredentialKey tells one good credential from another and says whose it is.
+type CredentialKey struct {
+	Hash   string
+	UserID string
+	Epoch  int64 // of the person now
+}
+
+// Attempts counts failed sign-ins of one name, one address or everybody.
+type Attempts struct {
+	Count   int
+	Since   time.Time // when counting began
+	Blocked time.Time // no attempt before; zero for none
+}
+
+// AttemptKey names what is counted.
+type AttemptKey struct {
+	Scope   string // name, addr, all
+	Subject string // never a name as typed: people type passwords into the wrong field
+}
