@@ -96,6 +96,7 @@ type Item struct {
 	Changed   bool   // whether the cluster was written
 	StartedAt time.Time
 	EndedAt   time.Time
+	Attempt   int   // how often it was claimed; more than 1 after a crash or an interruption in the middle of it
 	Version   int64 // version of the batch at the item's last change
 }
 
@@ -142,4 +143,64 @@ type ItemResult struct {
 	Code    string
 	Message string // why it was skipped
 	Changed bool
+}
+
+// Codes of items, for programs and as catalogue keys. A plain success has none.
+const (
+	CodeUnchanged     = "unchanged"      // the node already was as asked
+	CodeCleaned       = "cleaned"        // already schedulable; the note of an earlier cordon was removed
+	CodeNotFound      = "not_found"      // no such node
+	CodeReplaced      = "replaced"       // another node of the same name
+	CodeForeignCordon = "foreign_cordon" // cordoned by somebody who is not us
+	CodeForbidden     = "forbidden"      // the cluster does not permit it
+	CodeUnauthorized  = "unauthorized"   // the cluster does not accept our credential
+	CodeConflict      = "conflict"       // other writers were faster, again and again
+	CodeUnavailable   = "unavailable"    // the cluster could not be reached, or did not answer in time
+	CodeInvalid       = "invalid"        // the cluster refused the content of the change
+	CodeFailed        = "failed"         // anything else
+	CodeCancelled     = "cancelled"      // not started: somebody cancelled the batch
+	CodeStopped       = "stopped"        // not started: the stop rule of the batch
+	CodeAuthorityLost = "authority_lost" // not started: the person behind the batch may no longer do this
+)
+
+// OutcomeOf derives the outcome of a batch whose items are all finished. Stopped tells that a person or the loss of
+// authority ended it early; a stop rule does not count, its failures speak for themselves.
+func OutcomeOf(c Counts, stopped bool) BatchOutcome {
+	switch {
+	case stopped && c.Cancelled > 0:
+		return OutcomeCancelled
+	case c.Failed == 0 && c.Cancelled == 0:
+		return OutcomeSucceeded
+	case c.Succeeded > 0:
+		return OutcomePartial
+	}
+	return OutcomeFailed
+}
+
+// BatchDraft is everything that is written down, in one transaction, when a batch is made.
+type BatchDraft struct {
+	Batch  Batch
+	By     Caller
+	Items  []Item
+	Key    string // idempotency key, "" for none
+	Digest string // of the request, to tell the same request from another one under the same key
+	Intent Entry
+}
+
+// BatchLease is the right to work on a batch. Every step names it, and the store refuses a step whose epoch is not the
+// newest with ErrLeaseLost: an owner that was frozen and woke up again changes nothing.
+type BatchLease struct {
+	Batch  string
+	Holder string
+	Epoch  int64
+	Idle   time.Duration // how long nobody had worked on the batch when this lease began
+}
+
+// BatchEnd is how an owner closes a batch: items that were never started become cancelled with Code and Error.
+type BatchEnd struct {
+	Stopped bool // by a person or by loss of authority
+	Code    string
+	Error   string
+	Note    string
+	Entry   Entry // the audit result
 }

@@ -19,6 +19,16 @@ var (
 	ErrTooMany         = errors.New("too many")
 	ErrTooLarge        = errors.New("too large")
 	ErrUnsupported     = errors.New("unsupported media type")
+
+	// ErrAuthorityLost says that the person behind a batch may no longer do what it does: the batch stops.
+	ErrAuthorityLost = errors.New("authority lost")
+	// ErrNotRecorded says that the record or our own state could not be read or written. It is never the node's
+	// fault: the batch is interrupted and tried again, and no further node is touched meanwhile.
+	ErrNotRecorded = errors.New("not recorded")
+	// ErrLeaseLost says that somebody else owns the batch now.
+	ErrLeaseLost = errors.New("lease lost")
+	// ErrCancelled says that somebody asked to cancel the batch: no further item may be claimed.
+	ErrCancelled = errors.New("cancelled")
 )
 
 // FieldError says which field of an input is wrong. It is ErrInvalid.
