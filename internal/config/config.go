@@ -1,0 +1,142 @@
+package config
+
+import (
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"time"
+)
+
+// Config is one parsed and checked invocation. Exactly one of the command fields is set, the one that Command names.
+type Config struct {
+	Command Command
+	Serve   Serve
+	User    User
+	Audit   Audit
+	Watch   Watch
+}
+
+// Command names what is to be done.
+type Command string
+
+// The commands.
+const (
+	CommandServe       Command = "serve"
+	CommandUserAdd     Command = "user add"
+	CommandUserList    Command = "user list"
+	CommandUserDisable Command = "user disable"
+	CommandUserEnable  Command = "user enable"
+	CommandSetPassword Command = "user set-password"
+	CommandAuditVerify Command = "audit verify"
+	CommandWatch       Command = "watch"
+	CommandVersion     Command = "version"
+)
+
+// Database says where the people, batches and the record are kept.
+type Database struct {
+	Dir string // directory of the SQLite files; made if missing
+	URL Secret // PostgreSQL; "" for SQLite in Dir
+}
+
+// Serve is the server.
+type Serve struct {
+	Database
+	Listen        string
+	Kubeconfigs   []string // every context of each becomes a cluster
+	InCluster     bool     // watch the cluster this process runs in, with its service account
+	External      *url.URL // scheme and host under which browsers reach us; nil when that is Listen
+	Proxies       []netip.Prefix
+	TLSCert       string
+	TLSKey        string
+	TLSSelfSigned bool
+	InsecureHTTP  bool   // plain HTTP on an address that others can reach, on purpose
+	MetricsListen string // "" for none
+	LogFormat     string // json or text
+	LogLevel      slog.Level
+}
+
+// TLS tells whether our own listener speaks TLS.
+func (s Serve) TLS() bool { return s.TLSSelfSigned || s.TLSCert != "" }
+
+// Secure tells whether browsers reach us over TLS, here or at a proxy: cookies are then Secure.
+func (s Serve) Secure() bool { return s.TLS() || (s.External != nil && s.External.Scheme == "https") }
+
+// User is one of the user commands.
+type User struct {
+	Database
+	Name         string
+	Role         string
+	PasswordFile string // "-" for standard input, "" to have one made up and printed
+}
+
+// Audit is one of the audit commands.
+type Audit struct {
+	Database
+}
+
+// Watch is the command that follows the events of a server.
+type Watch struct {
+	Server  *url.URL
+	Cluster string // "" for all
+	Token   Secret // bearer token; "" for none
+}
+
+// Secret is text that must never be seen: every way of printing it shows a placeholder.
+type Secret string
+
+const redacted = "[redacted]"
+
+// String implements fmt.Stringer.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return redacted
+}
+
+// GoString keeps %#v from showing the secret.
+func (s Secret) GoString() string { return s.String() }
+
+// MarshalText keeps JSON and every other text encoding from showing the secret.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// LogValue implements slog.LogValuer.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// Reveal is the only way to the text itself.
+func (s Secret) Reveal() string { return string(s) }
+
+// LogValue shows what the server was started with. The database's address loses its password.
+func (s Serve) LogValue() slog.Value {
+	database := s.Dir
+	if s.URL != "" {
+		database = redactURL(s.URL.Reveal())
+	}
+	external := ""
+	if s.External != nil {
+		external = s.External.String()
+	}
+	return slog.GroupValue(
+		slog.String("listen", s.Listen),
+		slog.String("database", database),
+		slog.Any("kubeconfig", s.Kubeconfigs),
+		slog.Bool("in_cluster", s.InCluster),
+		slog.String("external_url", external),
+		slog.Any("trusted_proxy", s.Proxies),
+		slog.Bool("tls", s.TLS()),
+		slog.String("metrics_listen", s.MetricsListen),
+	)
+}
+
+// redactURL drops user information and query, where passwords live. What does not parse is not shown at all.
+func redactURL(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return redacted
+	}
+	u.User, u.RawQuery, u.Fragment = nil, "", ""
+	return u.String()
+}
+
+// ShutdownTimeout bounds the whole teardown. Kubernetes kills after 30 s by default.
+const ShutdownTimeout = 20 * time.Second

@@ -1,0 +1,265 @@
+package config
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+	"github.com/google/go-cmp/cmp"
+)
+
+func parse(t *testing.T, env []string, args ...string) (Config, error) {
+	t.Helper()
+	var out bytes.Buffer
+	return Parse(args, env, &out)
+}
+
+func TestParse_Defaults(t *testing.T) {
+	t.Parallel()
+	got, err := parse(t, []string{"HOME=/x", "NOT_KNM_X=1"}, "serve")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{Command: CommandServe, Serve: Serve{
+		Database: Database{Dir: "./data"}, Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9090", LogFormat: "json",
+		LogLevel: slog.LevelInfo,
+	}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestParse_Commands(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		args []string
+		want Config
+	}{
+		{[]string{"version"}, Config{Command: CommandVersion}},
+		{[]string{"user", "add", "ada", "--role", "admin", "--password-file", "-", "--data-dir", "d"},
+			Config{Command: CommandUserAdd, User: User{Database: Database{Dir: "d"}, Name: "ada", Role: "admin", PasswordFile: "-"}}},
+		{[]string{"user", "list"}, Config{Command: CommandUserList, User: User{Database: Database{Dir: "./data"}}}},
+		{[]string{"user", "disable", "ada"}, Config{Command: CommandUserDisable, User: User{Database: Database{Dir: "./data"}, Name: "ada"}}},
+		{[]string{"user", "enable", "ada"}, Config{Command: CommandUserEnable, User: User{Database: Database{Dir: "./data"}, Name: "ada"}}},
+		{[]string{"user", "set-password", "ada", "--password-file=p"},
+			Config{Command: CommandSetPassword, User: User{Database: Database{Dir: "./data"}, Name: "ada", PasswordFile: "p"}}},
+		{[]string{"audit", "verify"}, Config{Command: CommandAuditVerify, Audit: Audit{Database: Database{Dir: "./data"}}}},
+	} {
+		got, err := parse(t, nil, tt.args...)
+		if err != nil {
+			t.Errorf("%q: %v", tt.args, err)
+			continue
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%q: %s", tt.args, diff)
+		}
+	}
+}
+
+// Every flag of every command is reached by its variable: the value that the variable gives must show in the result.
+func TestParse_EveryFlagHasAVariable(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	tokenFile := filepath.Join(dir, "token")
+	if err := os.WriteFile(tokenFile, []byte("knm_from_file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]string{
+		"data-dir": "elsewhere", "listen": "127.0.0.2:1234", "kubeconfig": "a" + string(os.PathListSeparator) + "b,c", "in-cluster": "true",
+		"external-url": "https://nodes.example", "trusted-proxy": "10.0.0.0/8, 192.0.2.7", "tls-cert": "c.pem", "tls-key": "k.pem",
+		"tls-self-signed": "true", "insecure-http": "true", "metrics-listen": "", "log-format": "text", "log-level": "debug",
+		"role": "operator", "password-file": "-", "server": "https://knm.example:8443", "cluster": "prod", "token-file": tokenFile,
+	}
+	// Some flags are good only together with another one.
+	also := map[string][]string{"tls-cert": {"KNM_TLS_KEY=k.pem"}, "tls-key": {"KNM_TLS_CERT=c.pem"}}
+	base := map[string][]string{
+		"serve": {"serve"}, "add": {"user", "add", "x"}, "list": {"user", "list"}, "disable": {"user", "disable", "x"},
+		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"},
+	}
+	parser, err := kong.New(&cli{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, leaf := range parser.Model.Leaves(false) {
+		for _, f := range leaf.Flags {
+			if f.Name == "help" || f.Name == "database-url" {
+				continue // database-url: see TestParse_Problems
+			}
+			v, ok := values[f.Name]
+			if !ok {
+				t.Errorf("flag --%s of %s has no value in this test", f.Name, leaf.Name)
+				continue
+			}
+			seen++
+			args := base[leaf.Name]
+			if leaf.Name == "add" && f.Name != "role" {
+				args = append(args[:len(args):len(args)], "--role=viewer")
+			}
+			before := Config{}
+			if leaf.Name != "add" || f.Name != "role" {
+				if before, err = parse(t, also[f.Name], args...); err != nil && also[f.Name] == nil {
+					t.Errorf("%s: %v", leaf.Name, err)
+				}
+			}
+			after, err := parse(t, append([]string{envName(f.Name) + "=" + v}, also[f.Name]...), args...)
+			if err != nil {
+				t.Errorf("%s with %s: %v", leaf.Name, envName(f.Name), err)
+			}
+			if reflect.DeepEqual(before, after) {
+				t.Errorf("%s: %s=%s changes nothing", leaf.Name, envName(f.Name), v)
+			}
+		}
+	}
+	if seen < len(values) {
+		t.Errorf("only %d flags seen", seen)
+	}
+
+	got, err := parse(t, []string{"KNM_KUBECONFIG=" + values["kubeconfig"], "KNM_TRUSTED_PROXY=" + values["trusted-proxy"]}, "serve")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"a", "b,c"}, got.Serve.Kubeconfigs); diff != "" {
+		t.Error(diff)
+	}
+	if got, want := fmt.Sprint(got.Serve.Proxies), "[10.0.0.0/8 192.0.2.7/32]"; got != want {
+		t.Errorf("proxies %s, want %s", got, want)
+	}
+}
+
+func TestParse_CommandLineWins(t *testing.T) {
+	t.Parallel()
+	got, err := parse(t, []string{"KNM_LISTEN=127.0.0.1:1", "KNM_KUBECONFIG=env"}, "serve", "--listen", "127.0.0.1:2", "--kubeconfig", "a", "--kubeconfig", "b,c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Serve.Listen != "127.0.0.1:2" {
+		t.Errorf("listen = %s", got.Serve.Listen)
+	}
+	if diff := cmp.Diff([]string{"a", "b,c"}, got.Serve.Kubeconfigs); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestParse_Problems(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		env  []string
+		args []string
+		want []string // each must be in the error
+	}{
+		{"unknown variable", []string{"KNM_LISTN=x", "KNM_FOO=y"}, []string{"serve"}, []string{"KNM_LISTN", "KNM_FOO"}},
+		{"unknown variable for another command", []string{"KNM_LISTN=x"}, []string{"version"}, []string{"KNM_LISTN"}},
+		{"several at once", nil, []string{"serve", "--listen", "nonsense", "--tls-cert", "c", "--trusted-proxy", "ten", "--external-url", "ftp://x"},
+			[]string{"--listen", `"nonsense"`, "--tls-cert and --tls-key", `"ten"`, "--external-url"}},
+		{"plain http for everybody", nil, []string{"serve", "--listen", "0.0.0.0:8080"}, []string{"--listen", "--insecure-http"}},
+		{"plain http for everybody, no host", nil, []string{"serve", "--listen", ":8080"}, []string{"--insecure-http"}},
+		{"http external url is not enough", nil, []string{"serve", "--listen", ":8080", "--external-url", "http://x.example"}, []string{"--insecure-http"}},
+		{"external url with path", nil, []string{"serve", "--external-url", "https://x/y"}, []string{"--external-url"}},
+		{"self-signed and files", nil, []string{"serve", "--tls-self-signed", "--tls-cert", "c", "--tls-key", "k"}, []string{"--tls-self-signed"}},
+		{"bad port", nil, []string{"serve", "--metrics-listen", "127.0.0.1:99999"}, []string{"--metrics-listen"}},
+		{"role", nil, []string{"user", "add", "x", "--role", "root"}, []string{"role"}},
+		{"no role", nil, []string{"user", "add", "x"}, []string{"--role"}},
+		{"level", []string{"KNM_LOG_LEVEL=loud"}, []string{"serve"}, []string{"log-level"}},
+		{"unknown flag", nil, []string{"serve", "--nope"}, []string{"--nope"}},
+		{"no command", nil, nil, []string{"serve"}},
+		{"postgres", nil, []string{"serve", "--database-url", "postgres://u:hunter2@h/d"}, []string{"--database-url"}},
+		{"token twice", []string{"KNM_TOKEN=x"}, []string{"watch", "--token-file", "f"}, []string{"--token-file"}},
+		{"token file missing", nil, []string{"watch", "--token-file", "does-not-exist"}, []string{"--token-file"}},
+		{"server with path", nil, []string{"watch", "--server", "http://x/y"}, []string{"--server"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := parse(t, tt.env, tt.args...)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, w := range tt.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("error %q does not name %q", err, w)
+				}
+			}
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("error shows a password: %q", err)
+			}
+		})
+	}
+}
+
+func TestParse_PlainHTTP(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{"--listen", "127.0.0.1:0"}, {"--listen", "[::1]:0"}, {"--listen", "localhost:8080"},
+		{"--listen", ":8080", "--insecure-http"}, {"--listen", ":8080", "--tls-self-signed"},
+		{"--listen", ":8080", "--tls-cert", "c", "--tls-key", "k"}, {"--listen", ":8080", "--external-url", "https://x.example"},
+	} {
+		if _, err := parse(t, nil, append([]string{"serve"}, args...)...); err != nil {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
+func TestParse_Help(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"--help"}, {"serve", "--help"}, {"user", "add", "--help"}} {
+		var out bytes.Buffer
+		_, err := Parse(args, nil, &out)
+		if !errors.Is(err, ErrHelp) {
+			t.Errorf("%q: err = %v", args, err)
+		}
+		if !strings.Contains(out.String(), "Usage: kube-node-manager") {
+			t.Errorf("%q: no usage in %q", args, out.String())
+		}
+	}
+}
+
+func TestSecret_NeverShows(t *testing.T) {
+	t.Parallel()
+	got, err := parse(t, []string{"KNM_TOKEN=knm_hunter2"}, "watch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Watch.Token.Reveal() != "knm_hunter2" {
+		t.Errorf("token = %q", got.Watch.Token.Reveal())
+	}
+	serve := Serve{Database: Database{URL: "postgres://u:hunter2@h/d?password=hunter2"}}
+	var buf bytes.Buffer
+	for _, h := range []slog.Handler{slog.NewJSONHandler(&buf, nil), slog.NewTextHandler(&buf, nil)} {
+		slog.New(h).Info("x", "watch", got.Watch, "token", got.Watch.Token, "serve", serve)
+	}
+	j, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf.Write(j)
+	fmt.Fprintf(&buf, "%v %+v %#v %s %v %#v", got, got, got, got.Watch.Token, serve, serve)
+	if strings.Contains(buf.String(), "hunter2") {
+		t.Errorf("secret shows: %s", buf.String())
+	}
+	if !strings.Contains(buf.String(), "postgres://h/d") {
+		t.Errorf("database is not named: %s", buf.String())
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("127.0.0.1:8080", "https://x", "10.0.0.0/8")
+	f.Add(":8080", "http://u:p@x/y?z", "::1")
+	f.Fuzz(func(t *testing.T, listen, external, proxy string) {
+		cfg, err := Parse([]string{"serve", "--listen=" + listen, "--external-url=" + external, "--trusted-proxy=" + proxy}, nil, &bytes.Buffer{})
+		if err != nil {
+			return
+		}
+		if s := cfg.Serve; s.External != nil && (s.External.Path != "" || s.External.User != nil || s.External.Host == "") {
+			t.Errorf("external = %#v", s.External)
+		}
+	})
+}
