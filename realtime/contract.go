@@ -1,8 +1,69 @@
 package realtime
 
 import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
+
+// Renderer turns what changed into fragments. Rows (NodeRow, ClusterRow, BatchItem) are one plain <tr id="…"> without
+// any hx-swap-oob: the stream adds it. Everything else carries its own hx-swap-oob. A row depends on nothing but its
+// argument and the language, so that one rendering serves every viewer. Methods are called from many goroutines.
+type Renderer interface {
+	NodeRow(n *fleet.Node, lang string) []byte
+	// NodeID is the DOM id of NodeRow.
+	NodeID(ref fleet.NodeRef) string
+	// Counts are the counters and the pager of a list.
+	Counts(c Counts, page, pages, total int, lang string) []byte
+	// ClusterBadge is the small indicator of a cluster's state on node pages.
+	ClusterBadge(c fleet.Cluster, lang string) []byte
+	ClusterRow(c fleet.Cluster, lang string) []byte
+	// ClusterID is the DOM id of ClusterRow.
+	ClusterID(name string) string
+	BatchItem(i fleet.Item, lang string) []byte
+	BatchProgress(b fleet.Batch, lang string) []byte
+}
+
+// BatchSource reads batches. BatchSince returns the batch as it is now and the items that changed after version
+// (all of them for a negative one), in order of Seq; ErrNotFound for an unknown batch.
+type BatchSource interface {
+	BatchSince(ctx context.Context, id string, version int64) (fleet.Batch, []fleet.Item, error)
+}
+
+// ManagerConfig lists what a Manager needs. Zero durations and numbers stand for the defaults in brackets.
+type ManagerConfig struct {
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer // nil: metrics are kept and registered nowhere
+	Render  Renderer
+	Epoch   string // names this process in cursors, letters and digits; "" for a random one
+
+	Probe      time.Duration // between two probes of a cluster [10 s]
+	Silence    time.Duration // a watch without event and bookmark for so long is taken for dead [90 s]
+	BackoffMin time.Duration // before the first reconnect [500 ms]
+	BackoffMax time.Duration // between reconnects at most [30 s]
+	Tombstones int           // deletions remembered per cluster and per view [1024]
+	IdleViews  int           // views kept that nobody watches [64]
+}
+
+// StreamerConfig lists what a Streamer needs. Zero durations and numbers stand for the defaults in brackets.
+type StreamerConfig struct {
+	Manager *Manager
+	Batches BatchSource
+	Render  Renderer
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer // nil: metrics are kept and registered nowhere
+
+	Heartbeat    time.Duration // [20 s]
+	WriteTimeout time.Duration // a client that takes no byte for so long is cut [10 s]
+	BatchPoll    time.Duration // re-read of a watched batch, should a hint be lost [2 s]
+	PerSession   int           // streams of one session [8]
+	PerUser      int           // streams of one person [32]
+	Total        int           // streams of the process [12000]
+}
 
 // Window is one page of a node list, read in one step: rows, counters and the cursor belong together.
 type Window struct {
@@ -52,7 +113,8 @@ type Viewer struct {
 type NodeStream struct {
 	Viewer
 	Query *Query
-	// All makes an HTML stream of one node page: the row and nothing else. JSON streams are never paged.
+	// Node, when set, makes an HTML stream of one node's page, the row and nothing else; Query is then nil. JSON
+	// streams are never paged.
 	Node *fleet.NodeRef
 }
 
