@@ -1,0 +1,180 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// A dead host must not hold a reconnect for the kernel's two minutes.
+const (
+	dialTimeout = 5 * time.Second
+	keepAlive   = 15 * time.Second
+)
+
+// Rates of the client for operations. Watching is not limited on this side: it is one request that stays open.
+const (
+	opsQPS   = 50
+	opsBurst = 100
+)
+
+// Cluster is one cluster that can be talked to. Both clients share one transport, so that a cluster costs one
+// connection; they differ in their rate limits only. Deadlines come with each call's context.
+type Cluster struct {
+	Name   string
+	Server string // URL of the API server
+	Watch  kubernetes.Interface
+	Ops    kubernetes.Interface
+	// Fault says why no client could be made from the kubeconfig; Watch and Ops are then nil. Such a cluster is shown
+	// with the reason, so that one broken context takes nothing else down.
+	Fault error
+
+	transport http.RoundTripper
+}
+
+// CloseIdle drops pooled connections. After a peer went silent the next request would otherwise be sent into the same
+// dead connection until HTTP/2's own health check gives up on it.
+func (c Cluster) CloseIdle() {
+	if c.transport != nil {
+		utilnet.CloseIdleConnectionsFor(c.transport)
+	}
+}
+
+// Option changes how clients are made.
+type Option func(*options)
+
+type options struct{ version string }
+
+// WithVersion sets the version that the user agent names.
+func WithVersion(v string) Option { return func(o *options) { o.version = v } }
+
+func collect(opts []Option) options {
+	o := options{version: "unknown"}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
+
+// Load makes every context of every kubeconfig a cluster named after the context, in order of name within each file.
+// The files belong to the operator of the host: exec plugins and references to other files work as in kubectl. An
+// unreadable file, a file without contexts and a name that occurs twice are errors; a context from which no client can
+// be made becomes a Cluster with a Fault.
+func Load(paths []string, opts ...Option) ([]Cluster, error) {
+	var clusters []Cluster
+	from := map[string]string{}
+	for _, path := range paths {
+		config, err := clientcmd.LoadFromFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("loading kubeconfig %s: %w", path, err)
+		}
+		if len(config.Contexts) == 0 {
+			return nil, fmt.Errorf("loading kubeconfig %s: it has no contexts: %w", path, fleet.ErrInvalid)
+		}
+		if err := clientcmd.ResolveLocalPaths(config); err != nil {
+			return nil, fmt.Errorf("resolving the paths in kubeconfig %s: %w", path, err)
+		}
+		names := make([]string, 0, len(config.Contexts))
+		for name := range config.Contexts {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			if other, dup := from[name]; dup {
+				return nil, fmt.Errorf("context %q is in both %s and %s: rename one of them: %w",
+					name, other, path, fleet.ErrConflict)
+			}
+			from[name] = path
+			cfg, err := clientcmd.NewNonInteractiveClientConfig(*config, name, nil, nil).ClientConfig()
+			if err != nil {
+				clusters = append(clusters, Cluster{
+					Name:  name,
+					Fault: fmt.Errorf("context %q of kubeconfig %s: %w", name, path, err),
+				})
+				continue
+			}
+			c, err := New(name, cfg, opts...)
+			if err != nil {
+				c = Cluster{
+					Name:   name,
+					Server: cfg.Host,
+					Fault:  fmt.Errorf("context %q of kubeconfig %s: %w", name, path, err),
+				}
+			}
+			clusters = append(clusters, c)
+		}
+	}
+	return clusters, nil
+}
+
+// InCluster is the cluster this process runs in, reached with the pod's service account.
+func InCluster(name string, opts ...Option) (Cluster, error) {
+	cfg, err := rest.InClusterConfig()
+	if err != nil {
+		return Cluster{}, fmt.Errorf("reading the pod's service account: %w", err)
+	}
+	return New(name, cfg, opts...)
+}
+
+// New makes the clients of a cluster. It connects to nothing.
+func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
+	if name == "" {
+		return Cluster{}, fleet.Invalid("name", "must not be empty")
+	}
+	o := collect(opts)
+	watch := rest.CopyConfig(cfg)
+	watch.UserAgent = "kube-node-manager/" + o.version
+	watch.QPS = -1
+	watch.Timeout = 0 // a client-wide timeout would cut every watch
+	watch.WarningHandlerWithContext = silent{}
+	if watch.Dial == nil {
+		watch.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext
+	}
+	client, err := rest.HTTPClientFor(watch)
+	if err != nil {
+		return Cluster{}, fmt.Errorf("making the transport of cluster %s: %w", name, err)
+	}
+	w, err := kubernetes.NewForConfigAndClient(watch, client)
+	if err != nil {
+		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
+	}
+	ops := rest.CopyConfig(watch)
+	ops.QPS, ops.Burst = opsQPS, opsBurst
+	p, err := kubernetes.NewForConfigAndClient(ops, client)
+	if err != nil {
+		return Cluster{}, fmt.Errorf("making the client of cluster %s: %w", name, err)
+	}
+	return Cluster{Name: name, Server: watch.Host, Watch: w, Ops: p, transport: client.Transport}, nil
+}
+
+// silent drops the server's deprecation warnings: they are about this program's code, and its operators read the log.
+type silent struct{}
+
+func (silent) HandleWarningHeaderWithContext(context.Context, int, string, string) {}
+
+// Version asks the server for its version; it is the cheapest question that needs the whole way to the server.
+func Version(ctx context.Context, c kubernetes.Interface) (string, error) {
+	raw := c.Discovery().RESTClient()
+	if isNil(raw) { // a fake client has no REST client
+		v, err := c.Discovery().ServerVersion()
+		if err != nil {
+			return "", Error(err)
+		}
+		return v.GitVersion, nil
+	}
+	body, err := raw.Get().AbsPath("/version").DoRaw(ctx)
+	if err != nil {
+		return "", Error(err)
+	}
+	return parseVersion(body)
+}
