@@ -1,0 +1,194 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/store"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, cfg store.Config) *store.Store {
+	t.Helper()
+	if cfg.Dir == "" {
+		cfg.Dir = t.TempDir()
+	}
+	s, err := store.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func TestOpen_FilesArePrivate(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "a %41?b=c", "data")
+	s := open(t, store.Config{Dir: dir, Exclusive: true})
+	if _, err := s.AppendEntry(t.Context(), fleet.Entry{Action: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	files := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		files++
+		if info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, info.Mode())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files < 5 { // directory, database, its log and index, lock
+		t.Errorf("saw only %d files: the database is somewhere else", files)
+	}
+}
+
+func TestOpen_NarrowsAWideDatabase(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kube-node-manager.db")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	open(t, store.Config{Dir: dir})
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got != 0o600 {
+		t.Errorf("mode is %v", got)
+	}
+}
+
+func TestOpen_SecondServerIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first, err := store.Open(t.Context(), store.Config{Dir: dir, Exclusive: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Open(t.Context(), store.Config{Dir: dir, Exclusive: true}); !errors.Is(err, fleet.ErrConflict) {
+		t.Errorf("second server: %v", err)
+	}
+	command := open(t, store.Config{Dir: dir}) // commands work beside a server
+	if command.InstallationID() != first.InstallationID() {
+		t.Error("two handles of one database disagree about the installation")
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, store.Config{Dir: dir, Exclusive: true})
+}
+
+func TestOpen_TogetherUpgradesOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const n = 8
+	errs := make(chan error, n)
+	for range n {
+		go func() {
+			s, err := store.Open(context.WithoutCancel(t.Context()), store.Config{Dir: dir})
+			if err == nil {
+				err = s.Close()
+			}
+			errs <- err
+		}()
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestTx_RollsBackOnErrorAndPanic(t *testing.T) {
+	t.Parallel()
+	s := open(t, store.Config{})
+	boom := errors.New("boom")
+	err := s.Tx(t.Context(), func(tx *store.Tx) error {
+		if _, err := tx.AppendEntry(fleet.Entry{Action: "a"}); err != nil {
+			return err
+		}
+		return boom
+	})
+	if !errors.Is(err, boom) {
+		t.Errorf("got %v", err)
+	}
+	func() {
+		defer func() { _ = recover() }()
+		_ = s.Tx(t.Context(), func(tx *store.Tx) error {
+			if _, err := tx.AppendEntry(fleet.Entry{Action: "b"}); err != nil {
+				return err
+			}
+			panic(boom)
+		})
+	}()
+	if seq, _, err := s.EntriesHead(t.Context()); err != nil || seq != 0 {
+		t.Errorf("record has %d entries (%v), want none", seq, err)
+	}
+}
+
+func TestTx_ContextEndsTheWaitForTheWriter(t *testing.T) {
+	t.Parallel()
+	s := open(t, store.Config{Timeout: 30 * time.Second})
+	held, free := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Tx(context.WithoutCancel(t.Context()), func(*store.Tx) error {
+			close(held)
+			<-free
+			return nil
+		})
+	}()
+	<-held
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.AppendEntry(ctx, fleet.Entry{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err := s.Ping(t.Context()); err != nil { // readers do not wait for the writer
+		t.Error(err)
+	}
+	close(free)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStore_DeadlineIsUnavailable(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, store.Config{Dir: dir, Timeout: 50 * time.Millisecond})
+	other := open(t, store.Config{Dir: dir, Timeout: 30 * time.Second})
+	err := other.Tx(t.Context(), func(tx *store.Tx) error {
+		_, err := s.AppendEntry(t.Context(), fleet.Entry{}) // another process holds the write lock
+		if !errors.Is(err, fleet.ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
