@@ -22,6 +22,7 @@ import (
 // The files of a cluster's keys, in its pki directory.
 const (
 	caCert         = "ca.crt"
+	caKey          = "ca.key" // of the authority for clients: tests sign people's certificates with it
 	frontProxyCert = "front-proxy-ca.crt"
 	servingCert    = "serving.crt"
 	servingKey     = "serving.key"
@@ -48,7 +49,7 @@ func writePKI(dir string) error {
 		return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 	}
 
-	ca, caKey, err := newCertificate("devcluster-ca", nil, nil)
+	ca, signer, err := newCertificate("devcluster-ca", nil, nil)
 	if err != nil {
 		return err
 	}
@@ -56,7 +57,11 @@ func writePKI(dir string) error {
 	if err != nil {
 		return err
 	}
-	serving, key, err := newCertificate("devcluster", ca, caKey)
+	serving, key, err := newCertificate("devcluster", ca, signer)
+	if err != nil {
+		return err
+	}
+	caKeyDER, err := x509.MarshalPKCS8PrivateKey(signer)
 	if err != nil {
 		return err
 	}
@@ -78,6 +83,7 @@ func writePKI(dir string) error {
 	}
 	return errors.Join(
 		write(caCert, block("CERTIFICATE", ca.Raw)),
+		write(caKey, block("PRIVATE KEY", caKeyDER)),
 		write(frontProxyCert, block("CERTIFICATE", frontProxy.Raw)),
 		write(servingCert, block("CERTIFICATE", serving.Raw)),
 		write(servingKey, block("PRIVATE KEY", keyDER)),

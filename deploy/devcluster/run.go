@@ -26,6 +26,7 @@ type settings struct {
 	kubeconfig string
 	trickle    float64
 	stdin      bool
+	remove     bool
 }
 
 func parse(args []string, stderr io.Writer) (*settings, error) {
@@ -42,6 +43,7 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	fs.StringVar(&s.kwok, "kwok", "", "KWOK's program (default: kwok beside this one)")
 	fs.StringVar(&s.nodePrefix, "node-prefix", "", "prefix of seeded node names (default: the cluster's name)")
 	fs.Float64Var(&s.trickle, "trickle", 0, "changes per second made to each seeded cluster, as by colleagues and machines")
+	fs.BoolVar(&s.remove, "rm", false, "remove the directory in the end")
 	fs.BoolVar(&s.stdin, "stdin", false, "read commands from standard input, end when it does")
 	fs.Func("token", "`TOKEN:USER[:GROUP,GROUP]` accepted by the API servers besides the administrator's, repeatable", func(v string) error {
 		t, err := parseToken(v)
@@ -140,13 +142,14 @@ type readyCluster struct {
 	Kubeconfig string `json:"kubeconfig"`
 	AuditLog   string `json:"audit_log"`
 	CA         string `json:"ca"`
+	CAKey      string `json:"ca_key"`
 	Token      string `json:"token"`
 	Nodes      int    `json:"nodes"`
 }
 
 // run is the program: it starts the clusters, says so, obeys commands, and
 // takes everything down when ctx or the standard input ends.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	begin := time.Now()
 	s, err := parse(args, stderr)
 	if err != nil {
@@ -161,6 +164,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		commands = lines(stdin, func() { cancel(errEndOfInput) })
 	}
 
+	if s.remove {
+		defer func() { err = errors.Join(err, os.RemoveAll(s.dir)) }()
+	}
 	sp := newSpawner()
 	f := &fleet{stderr: stderr}
 	for _, spec := range s.clusters {
@@ -185,7 +191,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	for _, c := range f.clusters {
 		ready.Clusters = append(ready.Clusters, readyCluster{
 			Name: c.name, Server: c.server(), Kubeconfig: c.kubeconfig(), AuditLog: c.auditLog(),
-			CA: c.pki(caCert), Token: c.admin, Nodes: c.nodes,
+			CA: c.pki(caCert), CAKey: c.pki(caKey), Token: c.admin, Nodes: c.nodes,
 		})
 	}
 	if err := json.NewEncoder(stdout).Encode(ready); err != nil {
