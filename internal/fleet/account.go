@@ -51,8 +51,18 @@ type Attempts struct {
 	Blocked time.Time // no attempt before; zero for none
 }
 
+// AttemptScope says by what attempts are counted.
+type AttemptScope string
+
+// The scopes.
+const (
+	AttemptName AttemptScope = "name"
+	AttemptAddr AttemptScope = "addr"
+	AttemptAll  AttemptScope = "all"
+)
+
 // AttemptKey names what is counted.
 type AttemptKey struct {
-	Scope   string // name, addr, all
+	Scope   AttemptScope
 	Subject string // never a name as typed: people type passwords into the wrong field
 }

@@ -1,0 +1,220 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// userRow is one row of users.
+type userRow struct {
+	ID         string `db:"id"`
+	Name       string `db:"name"`
+	Role       string `db:"role"`
+	Password   string `db:"password"`
+	Epoch      int64  `db:"epoch"`
+	DisabledAt int64  `db:"disabled_at"`
+	CreatedAt  int64  `db:"created_at"`
+	LastSignIn int64  `db:"last_sign_in"`
+}
+
+const userColumns = `id, name, role, password, epoch, disabled_at, created_at, last_sign_in`
+
+func (r userRow) account() fleet.Account {
+	return fleet.Account{
+		User: fleet.User{
+			ID: r.ID, Name: r.Name, Role: fleet.Role(r.Role), Disabled: r.DisabledAt != 0, Epoch: r.Epoch,
+			CreatedAt: moment(r.CreatedAt), LastSignIn: moment(r.LastSignIn),
+		},
+		Password: r.Password,
+	}
+}
+
+// HasUsers tells whether anybody exists, enabled or not.
+func (s *Store) HasUsers(ctx context.Context) (bool, error) {
+	var n int
+	err := s.get(ctx, &n, `SELECT COUNT(*) FROM users`)
+	return n > 0, err
+}
+
+// Users lists everybody by name.
+func (s *Store) Users(ctx context.Context) ([]fleet.User, error) {
+	var rows []userRow
+	if err := s.list(ctx, &rows, `SELECT `+userColumns+` FROM users ORDER BY name`); err != nil {
+		return nil, fmt.Errorf("listing people: %w", err)
+	}
+	out := make([]fleet.User, len(rows))
+	for i, r := range rows {
+		out[i] = r.account().User
+	}
+	return out, nil
+}
+
+// Account finds a person by normalised name; ErrNotFound.
+func (s *Store) Account(ctx context.Context, name string) (fleet.Account, error) {
+	var r userRow
+	err := s.get(ctx, &r, `SELECT `+userColumns+` FROM users WHERE name = ?`, name)
+	if err != nil {
+		return fleet.Account{}, fmt.Errorf("finding a person: %w", err)
+	}
+	return r.account(), nil
+}
+
+// AddUser makes a person; ErrConflict if the name is taken.
+func (s *Store) AddUser(ctx context.Context, a fleet.Account, rec fleet.Entry) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.addUser(a); err != nil {
+			return err
+		}
+		_, err := tx.AppendEntry(rec)
+		return err
+	})
+}
+
+func (t *Tx) addUser(a fleet.Account) error {
+	var disabled int64
+	if a.Disabled {
+		disabled = micros(a.CreatedAt)
+	}
+	_, err := t.Exec(`INSERT INTO users (`+userColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+		a.ID, a.Name, string(a.Role), a.Password, a.Epoch, disabled, micros(a.CreatedAt), micros(a.LastSignIn))
+	if err != nil {
+		return fmt.Errorf("adding %s: %w", a.Name, err)
+	}
+	return nil
+}
+
+// The reasons why a credential ended, as pages and streams tell them.
+const (
+	endedRole     = "role"
+	endedDisabled = "disabled"
+	endedPassword = "password"
+	endedLogout   = "logout"
+)
+
+// ChangeUser changes a person and ends their sessions, and for disabling and a new password their tokens too, in one
+// step with the record, which is made from the person before and after. Where the person is like that already nothing
+// happens and changed is false. ErrNotFound; ErrConflict for the last admin.
+func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange, at time.Time, rec func(before, after fleet.User) fleet.Entry) (u fleet.User, changed bool, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		var r userRow
+		if err := tx.Get(&r, `SELECT `+userColumns+` FROM users WHERE name = ?`, name); err != nil {
+			if errors.Is(err, fleet.ErrNotFound) {
+				return notFound("person", name)
+			}
+			return err
+		}
+		before, next := r.account().User, r
+		why := ""
+		if ch.Role != nil && string(*ch.Role) != r.Role {
+			next.Role, why = string(*ch.Role), endedRole
+		}
+		if ch.Password != nil {
+			next.Password, why = *ch.Password, endedPassword
+		}
+		if ch.Disabled != nil && *ch.Disabled != before.Disabled {
+			next.DisabledAt, why = 0, endedDisabled
+			if *ch.Disabled {
+				next.DisabledAt = micros(at)
+			}
+		}
+		if why == "" {
+			u = before
+			return nil
+		}
+		isAdmin := func(r userRow) bool { return r.Role == string(fleet.RoleAdmin) && r.DisabledAt == 0 }
+		if ch.KeepAdmin && isAdmin(r) && !isAdmin(next) {
+			var others int
+			if err := tx.Get(&others, `SELECT COUNT(*) FROM users WHERE role = 'admin' AND disabled_at = 0 AND id <> ?`,
+				r.ID); err != nil {
+				return err
+			}
+			if others == 0 {
+				return fmt.Errorf("%s is the last admin: %w", name, fleet.ErrConflict)
+			}
+		}
+		next.Epoch++
+		if _, err := tx.Exec(`UPDATE users SET role = ?, password = ?, disabled_at = ?, epoch = ? WHERE id = ?`,
+			next.Role, next.Password, next.DisabledAt, next.Epoch, r.ID); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(`UPDATE sessions SET revoked_at = ?, revoked_for = ? WHERE user_id = ? AND revoked_at = 0`,
+			micros(at), why, r.ID); err != nil {
+			return err
+		}
+		if why != endedRole {
+			if _, err := tx.Exec(`UPDATE tokens SET revoked_at = ?, revoked_for = ? WHERE user_id = ? AND revoked_at = 0`,
+				micros(at), why, r.ID); err != nil {
+				return err
+			}
+		}
+		u, changed = next.account().User, true
+		_, err := tx.AppendEntry(rec(before, u))
+		return err
+	})
+	if err != nil {
+		return fleet.User{}, false, fmt.Errorf("changing a person: %w", err)
+	}
+	return u, changed, nil
+}
+
+// Rehash stores a password's hash under stronger parameters, unless the password has been changed meanwhile.
+func (s *Store) Rehash(ctx context.Context, userID, old, fresh string) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		_, err := tx.Exec(`UPDATE users SET password = ? WHERE id = ? AND password = ?`, fresh, userID, old)
+		return err
+	})
+}
+
+// SetSetupCode makes the code with this hash the only one that is good, and answers false once somebody exists.
+func (s *Store) SetSetupCode(ctx context.Context, hash string, expires time.Time) (ok bool, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		var users int
+		if err := tx.Get(&users, `SELECT COUNT(*) FROM users`); err != nil || users > 0 {
+			return err
+		}
+		ok = true
+		_, err := tx.Exec(`INSERT INTO setup_code (id, code_hash, expires_at) VALUES (1, ?, ?)
+			ON CONFLICT (id) DO UPDATE SET code_hash = excluded.code_hash, expires_at = excluded.expires_at`,
+			hash, micros(expires))
+		return err
+	})
+	return ok && err == nil, err
+}
+
+// SetupCode tells whether the code with this hash is good now.
+func (s *Store) SetupCode(ctx context.Context, hash string, now time.Time) (bool, error) {
+	var n int
+	err := s.get(ctx, &n, `SELECT COUNT(*) FROM setup_code WHERE code_hash = ? AND expires_at > ?`, hash, micros(now))
+	return n > 0, err
+}
+
+// UseSetupCode makes the first person with the code, which is good once: ErrUnauthenticated if it is not good,
+// ErrConflict if somebody exists.
+func (s *Store) UseSetupCode(ctx context.Context, hash string, now time.Time, a fleet.Account, rec fleet.Entry) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		var users int
+		if err := tx.Get(&users, `SELECT COUNT(*) FROM users`); err != nil {
+			return err
+		}
+		if users > 0 {
+			return fmt.Errorf("setting up: %w", fleet.ErrConflict)
+		}
+		// Whoever deletes the row has the code; of two, one deletes nothing.
+		n, err := tx.Exec(`DELETE FROM setup_code WHERE code_hash = ? AND expires_at > ?`, hash, micros(now))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("setting up: %w", fleet.ErrUnauthenticated)
+		}
+		if err := tx.addUser(a); err != nil {
+			return err
+		}
+		_, err = tx.AppendEntry(rec)
+		return err
+	})
+}
