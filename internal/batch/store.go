@@ -1,0 +1,82 @@
+package batch
+
+import (
+	"context"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// Store is where batches live. Its clock is the only one that leases are measured by.
+type Store interface {
+	Records
+	Leases
+	Steps
+}
+
+// Records makes, reads and cancels batches.
+type Records interface {
+	// CreateBatch writes a draft in one transaction. The same key of the same person answers with the batch made
+	// before, or with ErrConflict if the digest differs. A node that an unfinished batch holds is a BusyError.
+	CreateBatch(ctx context.Context, d fleet.BatchDraft) (fleet.Batch, error)
+	// Batch returns a batch and those of its items whose version is greater than after. ErrNotFound.
+	Batch(ctx context.Context, id string, after int64) (fleet.Batch, []fleet.Item, error)
+	// Batches lists, newest first.
+	Batches(ctx context.Context, f fleet.BatchFilter) ([]fleet.Batch, error)
+	// CancelBatch writes down who asked for it and the audit entry. It does nothing if somebody did before, and is
+	// ErrConflict for a batch that is done. From its return on no further item of the batch can be claimed.
+	CancelBatch(ctx context.Context, id, by string, e fleet.Entry) error
+}
+
+// Leases decide who works on a batch.
+type Leases interface {
+	// RunnableBatches lists batches that wait for an owner, cancelled ones first, then the oldest: those without a live
+	// lease, and those whose lease belongs to the holder itself, "" for nobody's. A batch that is interrupted until a
+	// person decides is none of them, unless it is cancelled.
+	RunnableBatches(ctx context.Context, holder string, limit int) ([]string, error)
+	// AcquireBatch takes the lease of such a batch with a new epoch. ErrLeaseLost if another one was faster.
+	AcquireBatch(ctx context.Context, id, holder string, ttl time.Duration) (fleet.BatchLease, fleet.Batch, error)
+	// RenewBatch prolongs the lease and reads whether somebody cancelled. ErrLeaseLost.
+	RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (cancelledBy string, err error)
+	// ReleaseBatch ends the lease and leaves the batch as it is, for the next owner.
+	ReleaseBatch(ctx context.Context, l fleet.BatchLease) error
+}
+
+// Steps are what only the owner of a lease may do; each returns ErrLeaseLost for an epoch that is not the newest.
+type Steps interface {
+	// StartBatch makes the batch running and returns everything there is to do.
+	StartBatch(ctx context.Context, l fleet.BatchLease) (fleet.Batch, fleet.Caller, []fleet.Item, error)
+	// ClaimItem makes an item running and counts the attempt. ErrCancelled if somebody cancelled the batch.
+	ClaimItem(ctx context.Context, l fleet.BatchLease, seq int) error
+	// FinishItem records the final state, code, error and changed of an item that is running.
+	FinishItem(ctx context.Context, l fleet.BatchLease, it fleet.Item) error
+	// EndBatch closes a batch without running items, derives its outcome and lets its nodes go.
+	EndBatch(ctx context.Context, l fleet.BatchLease, end fleet.BatchEnd) error
+	// InterruptBatch gives the lease back and says why. The batch is runnable again after retry; 0 means that it waits
+	// for a person.
+	InterruptBatch(ctx context.Context, l fleet.BatchLease, note string, retry time.Duration) error
+}
+
+// Doer acts on one node. It reads the person's authority anew each time.
+type Doer interface {
+	// Do brings the node to what the operation asks for. It is idempotent per batch: called again after a crash, it
+	// finds out from the live node whether its change has landed. An error says that the item failed, with the code and
+	// the sentence in the result; ErrAuthorityLost and ErrNotRecorded are not about the node and leave the item open.
+	Do(ctx context.Context, by fleet.Caller, batch string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error)
+	// Resolve tells, without changing the cluster, what became of an item that was running when its batch ended: the
+	// state is cancelled if the change has not landed. Errors are those of Do, but for the person's authority.
+	Resolve(ctx context.Context, by fleet.Caller, batch string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error)
+}
+
+// Authorizer decides whether a person may do an operation to all of some nodes, and records a refusal. It also checks the
+// fields of the operation.
+type Authorizer interface {
+	Authorize(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) error
+}
+
+// Lookup answers from the cache.
+type Lookup interface {
+	Clusters() []fleet.Cluster
+	// Node returns ErrNotFound for what the cache does not know.
+	Node(ref fleet.NodeRef) (*fleet.Node, error)
+}
