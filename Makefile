@@ -60,8 +60,8 @@ vet:
 lint: ## golangci-lint, pinned in tools/go.mod
 	$(LINT) run ./...
 
-bench: build devcluster ## the numbers of docs/benchmarks.md, beside a raw watch in the same run
-	$(GO) run ./internal/bench -devcluster "$$(deploy/devcluster/build.sh)"
+bench: devcluster ## the numbers of docs/benchmarks.md, beside a raw watch in the same run
+	$(GO) test -run "^$$" -bench . -benchtime 1x -timeout 30m ./internal/bench
 
 bench-go: ## go benchmarks with allocations for the hot paths
 	$(GO) test -run '^$$' -bench . -benchmem ./realtime/... ./views/...
