@@ -103,6 +103,9 @@ func (Renderer) NodeRow(n *fleet.Node, lang string) []byte {
 // NodeID is the DOM id of a node's row.
 func (Renderer) NodeID(ref fleet.NodeRef) string { return NodeID(ref) }
 
+// ClusterID is the DOM id of a cluster's row.
+func (Renderer) ClusterID(name string) string { return ClusterID(name) }
+
 // Counts are the numbers of the summary chips and the pager, each swapped out of band.
 func (Renderer) Counts(c Counts, page, pages, total int, lang string) []byte {
 	return must(CountsView(c, page, pages, total, lang), "counts", "span")

@@ -1,0 +1,89 @@
+package views
+
+import (
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// fieldSpec is one input of a form with everything that belongs to it for eyes and for screen readers.
+type fieldSpec struct {
+	Name, Label, Hint, Value, Type, Auto, Error string
+	Required, Focus                             bool
+}
+
+func (f fieldSpec) id() string { return "f-" + f.Name }
+
+func (f fieldSpec) kind() string {
+	if f.Type == "" {
+		return "text"
+	}
+	return f.Type
+}
+
+func (f fieldSpec) describedBy() string {
+	ids := ""
+	if f.Hint != "" {
+		ids = f.id() + "-hint"
+	}
+	if f.Error != "" {
+		if ids != "" {
+			ids += " "
+		}
+		ids += f.id() + "-error"
+	}
+	return ids
+}
+
+var roles = []fleet.Role{fleet.RoleViewer, fleet.RoleOperator, fleet.RoleAdmin}
+
+func userURL(name string) string { return "/api/v1/users/" + url.PathEscape(name) }
+func sessionEndURL(hash string) string {
+	return "/api/v1/sessions/" + url.PathEscape(hash) + "/delete"
+}
+func tokenEndURL(id string) string { return "/api/v1/tokens/" + url.PathEscape(id) + "/delete" }
+
+func auditURL(f fleet.AuditFilter, before int64) string {
+	v := url.Values{}
+	for name, value := range map[string]string{
+		"user": f.User, "cluster": f.Cluster, "node": f.Node, "action": f.Action, "since": day(f.Since), "until": day(f.Until),
+	} {
+		if value != "" {
+			v.Set(name, value)
+		}
+	}
+	if f.Limit > 0 {
+		v.Set("limit", strconv.Itoa(f.Limit))
+	}
+	v.Set("before", strconv.FormatInt(before, 10))
+	return "/audit?" + v.Encode()
+}
+
+// day is what a date input reads and writes.
+func day(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.DateOnly)
+}
+
+func outcomeClass(o string) string {
+	switch o {
+	case "succeeded":
+		return "ok"
+	case "failed", "denied":
+		return "bad"
+	case "skipped", "partial":
+		return "warn"
+	}
+	return "unk"
+}
+
+func auditOutcome(lang, o string) string {
+	if key := "outcome." + o; Has(key) {
+		return T(lang, key)
+	}
+	return o
+}
