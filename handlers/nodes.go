@@ -1,0 +1,408 @@
+package handlers
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/realtime"
+	"github.com/kube-node-manager/kube-node-manager/views"
+)
+
+// queryParams are the words of a node query, the same on every address that takes one.
+var queryParams = []string{"q", "sort", "page", "per_page"}
+
+// refsLimit is the greatest number of nodes that one batch takes.
+const refsLimit = 5000
+
+func (s *server) home(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	http.Redirect(w, r, home, http.StatusSeeOther)
+	return nil
+}
+
+// cluster is the cluster of the path, "" on the pages of all clusters. One that does not exist is the same as one that
+// the person may not see.
+func (s *server) cluster(r *http.Request) (string, error) {
+	name, err := pathParam(r, "cluster")
+	if err != nil || name == "" {
+		return "", err
+	}
+	return name, s.knownCluster(name)
+}
+
+func (s *server) knownCluster(name string) error {
+	for _, c := range s.cfg.Nodes.Clusters() {
+		if c.Name == name {
+			return nil
+		}
+	}
+	return say(fleet.ErrNotFound, "error.cluster_unknown", "there is no cluster named {{.Part}}", "Part", name)
+}
+
+// node is the node of the path. Its name is checked before anything is asked about it.
+func (s *server) node(r *http.Request) (fleet.NodeRef, error) {
+	cluster, err := s.cluster(r)
+	if err != nil {
+		return fleet.NodeRef{}, err
+	}
+	name, err := pathParam(r, "node")
+	if err != nil {
+		return fleet.NodeRef{}, err
+	}
+	ref := fleet.NodeRef{Cluster: cluster, Name: name}
+	if !fleet.ValidNodeName(name) {
+		return ref, unknownNode(ref)
+	}
+	return ref, nil
+}
+
+func unknownNode(ref fleet.NodeRef) error {
+	return say(fleet.ErrNotFound, "error.node_unknown", "there is no node {{.Part}}", "Part", ref.String())
+}
+
+// query reads the node query of a page or its stream. Pages and their streams have the same default size.
+func (s *server) query(r *http.Request, cluster string) (*realtime.Query, error) {
+	v := r.URL.Query()
+	if !v.Has("per_page") {
+		v.Set("per_page", strconv.Itoa(views.DefaultPerPage))
+	}
+	return realtime.ParseQuery(cluster, v)
+}
+
+func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	cluster, err := s.cluster(r)
+	if err != nil {
+		return err
+	}
+	caller, lang := callerOf(r), s.lang(r)
+	p := views.NodesPage{
+		Layout:    s.layout(r, "nodes.title", "nodes"),
+		CanCordon: caller.May(fleet.PermNodeCordon, cluster),
+		Key:       rand.Text(),
+	}
+	status := http.StatusOK
+	err = onlyParams(r.URL.Query(), queryParams...)
+	var q *realtime.Query
+	if err == nil {
+		q, err = s.query(r, cluster)
+	}
+	if bad, ok := errors.AsType[*fleet.FieldError](err); ok {
+		// The page stays usable: what was typed, what is wrong with it, the menus; but no rows that nobody asked for.
+		status = http.StatusUnprocessableEntity
+		stateOf(r).err = err
+		p.QueryError = bad.Field + ": " + views.Message(lang, bad.Key, bad.Args, bad.Message)
+		p.Static = true
+		q, err = realtime.ParseQuery(cluster, nil)
+	}
+	if err != nil {
+		return err
+	}
+	win := s.cfg.Nodes.Window(q, lang)
+	p.Query = views.Query{
+		Cluster: cluster, Q: q.Text, Sort: q.Sort, Page: win.Page, PerPage: q.PerPage, Pages: win.Pages, Total: win.Total,
+	}
+	p.Rows, p.Counts, p.Facets, p.Clusters = win.Rows, views.Counts(win.Counts), views.Facets(win.Facets), win.Clusters
+	if p.QueryError != "" {
+		p.Query.Q, p.Query.Page, p.Query.Pages, p.Query.Total = r.URL.Query().Get("q"), 1, 1, 0
+		p.Rows, p.Counts = nil, views.Counts{}
+	} else {
+		p.Stream = streamURL(cluster, r.URL.Query(), win)
+	}
+	return s.show(w, r, status, views.Nodes(p))
+}
+
+// streamURL is where the page that shows the window goes on. It names the page that is shown, which is the last one if
+// a later one was asked for.
+func streamURL(cluster string, asked url.Values, win realtime.Window) string {
+	v := url.Values{"since": {win.Cursor}}
+	for _, name := range []string{"q", "sort", "per_page"} {
+		if asked.Get(name) != "" {
+			v.Set(name, asked.Get(name))
+		}
+	}
+	if win.Page > 1 {
+		v.Set("page", strconv.Itoa(win.Page))
+	}
+	path := "/nodes/stream"
+	if cluster != "" {
+		path = "/clusters/" + url.PathEscape(cluster) + "/stream"
+	}
+	return path + "?" + v.Encode()
+}
+
+func (s *server) nodePage(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	ref, err := s.node(r)
+	if err != nil {
+		return err
+	}
+	// The cursor is read before the node: what changes in between is sent once more, which is harmless.
+	q, err := realtime.ParseQuery(ref.Cluster, url.Values{"per_page": {"20"}})
+	if err != nil {
+		return err
+	}
+	win := s.cfg.Nodes.Window(q, s.lang(r))
+	n, err := s.cfg.Nodes.Node(ref)
+	if err != nil {
+		return notFound(err, unknownNode(ref))
+	}
+	row, err := s.cfg.Nodes.Row(ref, s.lang(r))
+	if err != nil {
+		return notFound(err, unknownNode(ref))
+	}
+	base := "/clusters/" + url.PathEscape(ref.Cluster) + "/nodes/" + url.PathEscape(ref.Name)
+	p := views.NodePage{
+		Layout: s.layout(r, "node.title", "nodes"), Node: n, Row: row,
+		Stream: base + "/stream?" + url.Values{"since": {win.Cursor}}.Encode(), PodsURL: base + "/pods",
+		CanCordon: callerOf(r).May(fleet.PermNodeCordon, ref.Cluster), Key: rand.Text(),
+	}
+	for _, c := range win.Clusters {
+		if c.Name == ref.Cluster {
+			p.Cluster = c
+		}
+	}
+	return s.show(w, r, http.StatusOK, views.Node(p))
+}
+
+// notFound gives an ErrNotFound from elsewhere the sentence that names the thing.
+func notFound(err, sentence error) error {
+	if errors.Is(err, fleet.ErrNotFound) {
+		return sentence
+	}
+	return err
+}
+
+// podsFragment is the only page that asks an API server. What goes wrong there is the content of the fragment, told
+// where the pods would be.
+func (s *server) podsFragment(w http.ResponseWriter, r *http.Request) error {
+	ref, err := s.node(r)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), podsTimeout)
+	defer cancel()
+	list, err := s.cfg.Nodes.Pods(ctx, ref)
+	p := views.PodsFragment{Lang: s.lang(r), Cluster: ref.Cluster, Node: ref.Name, List: list, Now: time.Now()}
+	if err != nil {
+		if errors.Is(err, fleet.ErrNotFound) {
+			return unknownNode(ref)
+		}
+		if r.Context().Err() != nil {
+			return err
+		}
+		stateOf(r).err = err
+		a := answerFor(err, p.Lang)
+		if p.Error = a.message; p.Error == "" {
+			p.Error = views.Message(p.Lang, "error."+a.name, nil, a.title)
+		}
+	}
+	return s.show(w, r, http.StatusOK, views.Pods(p))
+}
+
+func (s *server) clustersPage(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	return s.show(w, r, http.StatusOK, views.Clusters(views.ClustersPage{
+		Layout: s.layout(r, "clusters.title", "clusters"), Clusters: s.cfg.Nodes.Clusters(), Stream: "/clusters/stream",
+	}))
+}
+
+func (s *server) listClusters(w http.ResponseWriter, r *http.Request) error {
+	if err := onlyParams(r.URL.Query()); err != nil {
+		return err
+	}
+	items := []json.RawMessage{}
+	for _, c := range s.cfg.Nodes.Clusters() {
+		b, err := fleet.ClusterJSON(c)
+		if err != nil {
+			return err
+		}
+		items = append(items, b)
+	}
+	return writeJSON(w, http.StatusOK, map[string]any{"items": items})
+}
+
+// apiQuery reads the node query of an address for programs. A cluster that does not exist is an error there, because an
+// empty list would look like a cluster without nodes.
+func (s *server) apiQuery(r *http.Request, more ...string) (*realtime.Query, error) {
+	v := r.URL.Query()
+	if err := onlyParams(v, append(append([]string{"cluster", "cluster_name"}, queryParams...), more...)...); err != nil {
+		return nil, err
+	}
+	q, err := realtime.ParseQuery("", v)
+	if err != nil {
+		return nil, err
+	}
+	if q.Cluster != "" {
+		if err := s.knownCluster(q.Cluster); err != nil {
+			return nil, err
+		}
+	}
+	return q, nil
+}
+
+// listNodes answers with every node that matches, or with one page if one is asked for. The revision is read first: a
+// stream that starts there misses nothing.
+func (s *server) listNodes(w http.ResponseWriter, r *http.Request) error {
+	q, err := s.apiQuery(r)
+	if err != nil {
+		return err
+	}
+	win := s.cfg.Nodes.Window(q, views.Languages[0])
+	nodes := win.Nodes
+	v := r.URL.Query()
+	paged := v.Has("page") || v.Has("per_page")
+	if !paged && win.Total > len(nodes) {
+		nodes = nil
+		for _, ref := range s.cfg.Nodes.Matching(q, win.Total) {
+			n, err := s.cfg.Nodes.Node(ref)
+			if errors.Is(err, fleet.ErrNotFound) {
+				continue // deleted since
+			}
+			if err != nil {
+				return err
+			}
+			nodes = append(nodes, n)
+		}
+	}
+	items := make([]json.RawMessage, len(nodes))
+	for i, n := range nodes {
+		if items[i], err = fleet.NodeJSON(n); err != nil {
+			return err
+		}
+	}
+	body := map[string]any{"items": items, "revision": win.Revision, "cursor": win.Cursor, "total": win.Total}
+	if paged {
+		body["page"], body["pages"] = win.Page, win.Pages
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
+// listRefs names every node that matches, for "select all matching". Total says how many there are when they are more
+// than a batch takes.
+func (s *server) listRefs(w http.ResponseWriter, r *http.Request) error {
+	q, err := s.apiQuery(r)
+	if err != nil {
+		return err
+	}
+	total := s.cfg.Nodes.Window(q, views.Languages[0]).Total
+	refs := []string{}
+	for _, ref := range s.cfg.Nodes.Matching(q, refsLimit) {
+		refs = append(refs, ref.String())
+	}
+	return writeJSON(w, http.StatusOK, map[string]any{"refs": refs, "total": max(total, len(refs)), "limit": refsLimit})
+}
+
+func (s *server) getNode(w http.ResponseWriter, r *http.Request) error {
+	ref, err := s.node(r)
+	if err != nil {
+		return err
+	}
+	if err := onlyParams(r.URL.Query(), "full"); err != nil {
+		return err
+	}
+	var body []byte
+	switch full := r.URL.Query().Get("full"); full {
+	case "1", "true":
+		body, err = s.cfg.Nodes.FullNode(ref)
+	case "", "0", "false":
+		var n *fleet.Node
+		if n, err = s.cfg.Nodes.Node(ref); err == nil {
+			body, err = fleet.NodeJSON(n)
+		}
+	default:
+		return fleet.Invalid("full", "%q is neither 1 nor 0", full)
+	}
+	if err != nil {
+		return notFound(err, unknownNode(ref))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(body) // a client that is gone is noticed by the server
+	return nil
+}
+
+// writeJSON renders in full before the first byte.
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // a client that is gone is noticed by the server
+	return nil
+}
+
+// cursor is where a stream goes on: the header that clients send by themselves beats the URL that a page was given.
+func cursor(r *http.Request) string {
+	if id := r.Header.Get("Last-Event-ID"); id != "" {
+		return id
+	}
+	return r.URL.Query().Get("since")
+}
+
+func (s *server) viewer(r *http.Request, format realtime.Format) realtime.Viewer {
+	c := callerOf(r)
+	return realtime.Viewer{
+		Session: c.Session, UserID: c.UserID, Addr: c.Addr, Lang: s.lang(r), Format: format, Since: cursor(r),
+	}
+}
+
+func (s *server) nodesStream(w http.ResponseWriter, r *http.Request) error {
+	cluster, err := s.cluster(r)
+	if err != nil {
+		return err
+	}
+	if err := onlyParams(r.URL.Query(), append([]string{"since"}, queryParams...)...); err != nil {
+		return err
+	}
+	q, err := s.query(r, cluster)
+	if err != nil {
+		return err
+	}
+	return s.cfg.Streams.Nodes(w, r, realtime.NodeStream{Viewer: s.viewer(r, realtime.HTML), Query: q})
+}
+
+func (s *server) nodeStream(w http.ResponseWriter, r *http.Request) error {
+	ref, err := s.node(r)
+	if err != nil {
+		return err
+	}
+	return s.cfg.Streams.Nodes(w, r, realtime.NodeStream{Viewer: s.viewer(r, realtime.HTML), Node: &ref})
+}
+
+func (s *server) clustersStream(w http.ResponseWriter, r *http.Request) error {
+	return s.cfg.Streams.Clusters(w, r, realtime.ClusterStream{Viewer: s.viewer(r, realtime.HTML)})
+}
+
+// nodeEvents is the stream for programs.
+func (s *server) nodeEvents(w http.ResponseWriter, r *http.Request) error {
+	q, err := s.apiQuery(r, "since")
+	if err != nil {
+		return err
+	}
+	return s.cfg.Streams.Nodes(w, r, realtime.NodeStream{Viewer: s.viewer(r, realtime.JSON), Query: q})
+}
+
+func seconds(d time.Duration) string {
+	return strconv.Itoa(max(1, int((d+time.Second-1)/time.Second)))
+}
+
+// trimmed is a text of a query without the blanks around it.
+func trimmed(v url.Values, name string) string { return strings.TrimSpace(v.Get(name)) }

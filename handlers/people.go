@@ -1,0 +1,384 @@
+package handlers
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/views"
+)
+
+// defaultTokenDays is the life of an API token when nobody says.
+const defaultTokenDays = 30
+
+// userJSON is a person as programs see one.
+type userJSON struct {
+	Name       string     `json:"name"`
+	Role       fleet.Role `json:"role"`
+	Disabled   bool       `json:"disabled"`
+	CreatedAt  time.Time  `json:"created_at"`
+	LastSignIn time.Time  `json:"last_sign_in,omitzero"`
+}
+
+func userOf(u fleet.User) userJSON {
+	return userJSON{u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn}
+}
+
+func (s *server) usersPage(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	return s.showUsers(w, r, http.StatusOK, nil)
+}
+
+func (s *server) showUsers(w http.ResponseWriter, r *http.Request, status int, problems map[string]string) error {
+	users, err := s.cfg.People.Users(r.Context())
+	if err != nil {
+		return err
+	}
+	p := views.UsersPage{Layout: s.layout(r, "users.title", "users"), Users: users, Errors: problems}
+	p.Static = true
+	p.Path = "/users" // also when it answers a form
+	return s.show(w, r, status, views.Users(p))
+}
+
+func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
+	users, err := s.cfg.People.Users(r.Context())
+	if err != nil {
+		return err
+	}
+	items := make([]userJSON, len(users))
+	for i, u := range users {
+		items[i] = userOf(u)
+	}
+	return writeJSON(w, http.StatusOK, map[string]any{"items": items})
+}
+
+// formProblem is the sentence for a field when a browser's form was wrong; the form is then shown again with it.
+func (s *server) formProblem(r *http.Request, err error) (map[string]string, bool) {
+	e, ok := errors.AsType[*fleet.FieldError](err)
+	if !ok || !accepts(r, "text/html") || htmx(r) {
+		return nil, false
+	}
+	stateOf(r).err = err
+	return map[string]string{e.Field: views.Message(s.lang(r), e.Key, e.Args, e.Message)}, true
+}
+
+func (s *server) addUser(w http.ResponseWriter, r *http.Request) error {
+	err := s.tryAddUser(r)
+	if problems, ok := s.formProblem(r, err); ok {
+		return s.showUsers(w, r, http.StatusUnprocessableEntity, problems)
+	}
+	if err != nil {
+		return err
+	}
+	if accepts(r, "text/html") {
+		http.Redirect(w, r, "/users", http.StatusSeeOther)
+		return nil
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (s *server) tryAddUser(r *http.Request) error {
+	in, err := readInput(r)
+	if err != nil {
+		return err
+	}
+	name, roleName, password := in.text("name"), in.text("role"), in.text("password")
+	if err := in.done(); err != nil {
+		return err
+	}
+	role, err := fleet.ParseRole(roleName)
+	if err != nil {
+		return err
+	}
+	return s.cfg.People.AddUser(r.Context(), callerOf(r), name, role, password)
+}
+
+func (s *server) changeUser(w http.ResponseWriter, r *http.Request) error {
+	err := s.tryChangeUser(r)
+	if problems, ok := s.formProblem(r, err); ok {
+		return s.showUsers(w, r, http.StatusUnprocessableEntity, problems)
+	}
+	if err != nil {
+		return err
+	}
+	if accepts(r, "text/html") {
+		http.Redirect(w, r, "/users", http.StatusSeeOther)
+		return nil
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// tryChangeUser makes one change. Several at once could stop half-way, with nothing to say which half.
+func (s *server) tryChangeUser(r *http.Request) error {
+	name, err := pathParam(r, "name")
+	if err != nil {
+		return err
+	}
+	in, err := readInput(r)
+	if err != nil {
+		return err
+	}
+	caller, given := callerOf(r), 0
+	for _, f := range []string{"role", "disabled", "password"} {
+		if in.has(f) {
+			given++
+		}
+	}
+	roleName, disabled, password := in.text("role"), in.flag("disabled"), in.text("password")
+	if err := in.done(); err != nil {
+		return err
+	}
+	if given != 1 {
+		return fleet.Invalid("role", "give exactly one of role, disabled, password")
+	}
+	switch {
+	case in.has("role"):
+		role, perr := fleet.ParseRole(roleName)
+		if perr != nil {
+			return perr
+		}
+		err = s.cfg.People.SetRole(r.Context(), caller, name, role)
+	case in.has("disabled"):
+		err = s.cfg.People.SetDisabled(r.Context(), caller, name, disabled)
+	default:
+		err = s.cfg.People.SetPassword(r.Context(), caller, name, password)
+	}
+	return notFound(err, say(fleet.ErrNotFound, "error.user_unknown", "there is no user named {{.Part}}", "Part", name))
+}
+
+func (s *server) accountPage(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	return s.showAccount(w, r, http.StatusOK, "", nil)
+}
+
+func (s *server) showAccount(w http.ResponseWriter, r *http.Request, status int, secret string, problems map[string]string) error {
+	caller := callerOf(r)
+	sessions, err := s.cfg.People.Sessions(r.Context(), caller)
+	if err != nil {
+		return err
+	}
+	tokens, err := s.cfg.People.Tokens(r.Context(), caller)
+	if err != nil {
+		return err
+	}
+	p := views.AccountPage{
+		Layout: s.layout(r, "account.title", "account"), Sessions: sessions, Tokens: tokens, NewToken: secret, Errors: problems,
+	}
+	p.Static = true
+	p.Path = "/account" // also when it answers a form
+	return s.show(w, r, status, views.Account(p))
+}
+
+// tokenJSON is a token as its owner sees it. Secret is there once, in the answer that makes it.
+type tokenJSON struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+	UsedAt    time.Time `json:"used_at,omitzero"`
+	Secret    string    `json:"token,omitempty"`
+}
+
+func tokenOf(t fleet.Token, secret string) tokenJSON {
+	return tokenJSON{t.ID, t.Name, t.CreatedAt, t.ExpiresAt, t.UsedAt, secret}
+}
+
+func (s *server) listTokens(w http.ResponseWriter, r *http.Request) error {
+	tokens, err := s.cfg.People.Tokens(r.Context(), callerOf(r))
+	if err != nil {
+		return err
+	}
+	items := make([]tokenJSON, len(tokens))
+	for i, t := range tokens {
+		items[i] = tokenOf(t, "")
+	}
+	return writeJSON(w, http.StatusOK, map[string]any{"items": items})
+}
+
+func (s *server) addToken(w http.ResponseWriter, r *http.Request) error {
+	secret, token, err := s.tryAddToken(r)
+	if problems, ok := s.formProblem(r, err); ok {
+		return s.showAccount(w, r, http.StatusUnprocessableEntity, "", problems)
+	}
+	if err != nil {
+		return err
+	}
+	if wantsHTML(r) {
+		// Not a redirect: the secret is kept nowhere and could not be shown by the next request.
+		return s.showAccount(w, r, http.StatusOK, secret, nil)
+	}
+	return writeJSON(w, http.StatusCreated, tokenOf(token, secret))
+}
+
+func (s *server) tryAddToken(r *http.Request) (string, fleet.Token, error) {
+	in, err := readInput(r)
+	if err != nil {
+		return "", fleet.Token{}, err
+	}
+	name, until := in.text("name"), in.text("expires")
+	if err := in.done(); err != nil {
+		return "", fleet.Token{}, err
+	}
+	expires, err := moment("expires", until)
+	if err != nil {
+		return "", fleet.Token{}, err
+	}
+	switch {
+	case expires.IsZero():
+		expires = time.Now().AddDate(0, 0, defaultTokenDays)
+	case len(until) == len(time.DateOnly):
+		expires = expires.AddDate(0, 0, 1) // good through the day that was named
+	}
+	return s.cfg.People.AddToken(r.Context(), callerOf(r), name, expires)
+}
+
+// ended answers what ends a session or token: a browser goes back to the account, a program gets nothing.
+func (s *server) ended(w http.ResponseWriter, r *http.Request, err error) error {
+	if err != nil {
+		return err
+	}
+	if accepts(r, "text/html") {
+		http.Redirect(w, r, "/account", http.StatusSeeOther)
+		return nil
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) endToken(w http.ResponseWriter, r *http.Request) error {
+	id, err := idOnly(r)
+	if err == nil {
+		err = s.cfg.People.EndToken(r.Context(), callerOf(r), id)
+	}
+	return s.ended(w, r, notFound(err, say(fleet.ErrNotFound, "error.token_unknown", "there is no such token of yours")))
+}
+
+func (s *server) listSessions(w http.ResponseWriter, r *http.Request) error {
+	sessions, err := s.cfg.People.Sessions(r.Context(), callerOf(r))
+	if err != nil {
+		return err
+	}
+	type sessionJSON struct {
+		ID        string    `json:"id"`
+		Addr      string    `json:"addr"`
+		UserAgent string    `json:"user_agent"`
+		CreatedAt time.Time `json:"created_at"`
+		SeenAt    time.Time `json:"seen_at"`
+		ExpiresAt time.Time `json:"expires_at"`
+		Current   bool      `json:"current"`
+	}
+	items := make([]sessionJSON, len(sessions))
+	for i, x := range sessions {
+		items[i] = sessionJSON{x.Hash, x.Addr, x.UserAgent, x.CreatedAt, x.SeenAt, x.ExpiresAt, x.Current}
+	}
+	return writeJSON(w, http.StatusOK, map[string]any{"items": items})
+}
+
+func (s *server) endSession(w http.ResponseWriter, r *http.Request) error {
+	id, err := idOnly(r)
+	if err == nil {
+		err = s.cfg.People.EndSession(r.Context(), callerOf(r), id)
+	}
+	return s.ended(w, r, notFound(err, say(fleet.ErrNotFound, "error.session_unknown", "there is no such session of yours")))
+}
+
+// idOnly is the id of the path, for requests that carry nothing else.
+func idOnly(r *http.Request) (string, error) {
+	id, err := pathParam(r, "id")
+	if err != nil {
+		return "", err
+	}
+	in, err := readInput(r)
+	if err != nil {
+		return "", err
+	}
+	return id, in.done()
+}
+
+// Bounds of a reading of the record.
+const (
+	defaultEntries = 100
+	maxEntries     = 1000
+)
+
+func auditFilter(v url.Values) (fleet.AuditFilter, error) {
+	f := fleet.AuditFilter{
+		User: trimmed(v, "user"), Cluster: v.Get("cluster"), Node: trimmed(v, "node"), Action: trimmed(v, "action"),
+	}
+	if err := onlyParams(v, "user", "cluster", "node", "action", "since", "until", "before", "limit"); err != nil {
+		return f, err
+	}
+	var err error
+	if f.Since, err = moment("since", v.Get("since")); err != nil {
+		return f, err
+	}
+	if f.Until, err = moment("until", v.Get("until")); err != nil {
+		return f, err
+	}
+	if f.Limit, err = limit(v, defaultEntries, maxEntries); err != nil {
+		return f, err
+	}
+	f.BeforeSeq, err = sequence(v.Get("before"))
+	return f, err
+}
+
+func (s *server) auditPage(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	f, err := auditFilter(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	entries, older, err := s.entries(r, f)
+	if err != nil {
+		return err
+	}
+	p := views.AuditPage{Layout: s.layout(r, "audit.title", "audit"), Entries: entries, Filter: f, Older: older}
+	p.Static = true
+	return s.show(w, r, http.StatusOK, views.Audit(p))
+}
+
+// entries reads one more than asked, to know whether there are older ones.
+func (s *server) entries(r *http.Request, f fleet.AuditFilter) (list []fleet.Entry, older int64, err error) {
+	n := f.Limit
+	f.Limit++
+	if list, err = s.cfg.Audit.Entries(r.Context(), f); err != nil {
+		return nil, 0, err
+	}
+	if len(list) > n {
+		list = list[:n]
+		older = list[n-1].Seq
+	}
+	return list, older, nil
+}
+
+func (s *server) listAudit(w http.ResponseWriter, r *http.Request) error {
+	f, err := auditFilter(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	list, older, err := s.entries(r, f)
+	if err != nil {
+		return err
+	}
+	if accepts(r, "application/x-ndjson") {
+		return jsonLines(w, list)
+	}
+	if list == nil {
+		list = []fleet.Entry{}
+	}
+	body := map[string]any{"items": list}
+	if older > 0 {
+		body["before"] = older
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
