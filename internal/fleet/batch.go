@@ -152,6 +152,7 @@ const (
 	CodeNotFound      = "not_found"      // no such node
 	CodeReplaced      = "replaced"       // another node of the same name
 	CodeForeignCordon = "foreign_cordon" // cordoned by somebody who is not us
+	CodeUndone        = "undone"         // the change had landed, and somebody took it back since
 	CodeForbidden     = "forbidden"      // the cluster does not permit it
 	CodeUnauthorized  = "unauthorized"   // the cluster does not accept our credential
 	CodeConflict      = "conflict"       // other writers were faster, again and again

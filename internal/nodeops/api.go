@@ -1,0 +1,147 @@
+package nodeops
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+)
+
+// nodeClient reads and writes one node. It goes below the typed client for the sake of MaxRetries(0): by itself
+// client-go repeats a request up to ten times while the server says Retry-After, without a word to anybody.
+type nodeClient struct {
+	rest rest.Interface
+	name string
+}
+
+// get reads the node as it is in etcd, never from a cache.
+func (c nodeClient) get(ctx context.Context) (*corev1.Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	n := &corev1.Node{}
+	err := c.rest.Get().MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).Resource("nodes").Name(c.name).Do(ctx).Into(n)
+	if err != nil {
+		return nil, kube.Error(err)
+	}
+	return n, nil
+}
+
+// patch writes a change to the very node and version that it was decided about: another node of the same name answers
+// 422, a newer version 409.
+func (c nodeClient) patch(ctx context.Context, n *corev1.Node, ch *change) (*corev1.Node, error) {
+	metadata := map[string]any{"uid": n.UID, "resourceVersion": n.ResourceVersion}
+	if ch.annotations != nil {
+		metadata["annotations"] = ch.annotations
+	}
+	patch := map[string]any{"metadata": metadata}
+	if ch.spec != nil {
+		patch["spec"] = ch.spec
+	}
+	body, err := json.Marshal(patch)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a patch: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	out := &corev1.Node{}
+	err = c.rest.Patch(types.MergePatchType).MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).Resource("nodes").Name(c.name).
+		VersionedParams(&metav1.PatchOptions{FieldManager: kube.FieldManager}, scheme.ParameterCodec).
+		Body(body).Do(ctx).Into(out)
+	if err != nil {
+		return nil, kube.Error(err)
+	}
+	return out, nil
+}
+
+// failure is the result of an item that failed, with a code for programs and a sentence for people. Open says that a
+// patch was sent and its answer never came.
+func failure(w *work, err error, open bool) (fleet.ItemResult, error) {
+	cluster := w.item.Ref.Cluster
+	res := fleet.ItemResult{State: fleet.ItemFailed}
+	switch {
+	case errors.Is(err, fleet.ErrNotFound):
+		res.Code = fleet.CodeNotFound
+		res.Message = fmt.Sprintf("there is no node %s in cluster %s", w.item.Ref.Name, cluster)
+	case errors.Is(err, kube.ErrCredentials):
+		res.Code = fleet.CodeUnauthorized
+		res.Message = fmt.Sprintf("cluster %s does not accept our credential", cluster)
+	case errors.Is(err, fleet.ErrForbidden):
+		res.Code = fleet.CodeForbidden
+		res.Message = fmt.Sprintf("cluster %s does not permit it%s", cluster, says(err))
+	case errors.Is(err, fleet.ErrConflict):
+		res.Code = fleet.CodeConflict
+		res.Message = fmt.Sprintf("other writers changed the node in between, %d times in a row", maxTries)
+	case errors.Is(err, fleet.ErrTooMany):
+		res.Code = fleet.CodeUnavailable
+		res.Message = fmt.Sprintf("cluster %s is too busy to answer", cluster)
+	case errors.Is(err, context.DeadlineExceeded):
+		res.Code = fleet.CodeUnavailable
+		res.Message = fmt.Sprintf("cluster %s did not answer within %s", cluster, callTimeout)
+	case errors.Is(err, fleet.ErrUnavailable):
+		res.Code = fleet.CodeUnavailable
+		res.Message = fmt.Sprintf("cluster %s cannot be reached%s", cluster, says(err))
+	case errors.Is(err, fleet.ErrInvalid):
+		res.Code = fleet.CodeInvalid
+		res.Message = fmt.Sprintf("cluster %s refused the change%s", cluster, says(err))
+	default:
+		res.Code = fleet.CodeFailed
+		res.Message = fmt.Sprintf("cluster %s gave an answer that is not understood", cluster)
+	}
+	if open {
+		res.Message += "; whether the change has landed is not known"
+	}
+	return res, fmt.Errorf("%s of %s: %w", w.op.Action, w.item.Ref, err)
+}
+
+// noClient is the failure of a node whose cluster cannot even be asked.
+func noClient(w *work, err error) (fleet.ItemResult, error) {
+	msg := fmt.Sprintf("cluster %s cannot be used", w.item.Ref.Cluster)
+	if errors.Is(err, fleet.ErrNotFound) {
+		msg = fmt.Sprintf("cluster %s is not known here any more", w.item.Ref.Cluster)
+	}
+	return fleet.ItemResult{State: fleet.ItemFailed, Code: fleet.CodeUnavailable, Message: msg},
+		fmt.Errorf("%s of %s: %w", w.op.Action, w.item.Ref, err)
+}
+
+// says is what the API server itself gave as the reason, if it answered at all. Texts of the network are for the log:
+// they name addresses.
+func says(err error) string {
+	status := apierrors.APIStatus(nil)
+	if !errors.As(err, &status) || status.Status().Message == "" {
+		return ""
+	}
+	return ": " + plain(status.Status().Message)
+}
+
+// maxPlain is in characters.
+const maxPlain = 300
+
+// plain makes a text from a cluster one line of bounded length: anybody with access to the cluster may have written it.
+func plain(s string) string {
+	var b strings.Builder
+	n := 0
+	for _, r := range s {
+		if n == maxPlain {
+			b.WriteString("…")
+			break
+		}
+		if !unicode.IsPrint(r) {
+			r = ' '
+		}
+		b.WriteRune(r)
+		n++
+	}
+	return b.String()
+}

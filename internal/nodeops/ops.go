@@ -1,0 +1,162 @@
+package nodeops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+const (
+	// callTimeout bounds each request to an API server.
+	callTimeout = 15 * time.Second
+	// recordTimeout bounds each access to our own record.
+	recordTimeout = 10 * time.Second
+	// maxReason is in characters.
+	maxReason = 200
+)
+
+// Clients finds the client for writing to a cluster. The caller is part of the question because a cluster may be written
+// to in the name of the person. ErrNotFound for an unknown cluster, ErrUnavailable for one without a usable client.
+type Clients func(cluster string, by fleet.Caller) (kubernetes.Interface, error)
+
+// Record is the audit record.
+type Record interface {
+	Append(ctx context.Context, e fleet.Entry) (fleet.Entry, error)
+	Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error)
+}
+
+// Authority knows what a person may do now. ErrUnauthenticated, ErrForbidden or ErrNotFound for somebody who may do
+// nothing any more; any other error says that it could not be found out.
+type Authority interface {
+	Caller(ctx context.Context, userID string) (fleet.Caller, error)
+}
+
+// Config is what the verbs need; every field is required.
+type Config struct {
+	Clients   Clients
+	Record    Record
+	Authority Authority
+	Observe   func(cluster string, n *corev1.Node) // shown the answer to each write; must not block
+	Logger    *slog.Logger
+}
+
+// Ops acts on nodes. It may be used by many goroutines.
+type Ops struct {
+	cfg Config
+	log *slog.Logger
+}
+
+// New returns the verbs.
+func New(cfg Config) *Ops {
+	return &Ops{cfg: cfg, log: cfg.Logger.With("component", "nodeops")}
+}
+
+// The keys of log records.
+const (
+	keyNode  = "node"
+	keyBatch = "batch"
+	keyOp    = "op"
+	keyUser  = "user"
+	keyErr   = "err"
+)
+
+// Authorize tells whether a person may do an operation to all of some nodes, and whether its fields make sense. A
+// refusal goes on record.
+func (o *Ops) Authorize(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) error {
+	perm, ok := op.Action.Permission()
+	if !ok || verbs[op.Action] == nil {
+		return fleet.Invalid("action", "%q is not one of cordon, uncordon", op.Action)
+	}
+	asked := make(map[string]bool)
+	for _, ref := range refs {
+		if asked[ref.Cluster] {
+			continue
+		}
+		asked[ref.Cluster] = true
+		if by.May(perm, ref.Cluster) {
+			continue
+		}
+		err := fmt.Errorf("%s in cluster %s: %w", op.Action, ref.Cluster, fleet.ErrForbidden)
+		o.denied(ctx, by, "", op, ref, fmt.Sprintf("the role %q does not have %s", by.Role, perm))
+		return err
+	}
+	return checkFields(op)
+}
+
+// checkFields checks the action's own fields.
+func checkFields(op fleet.Operation) error {
+	switch {
+	case !utf8.ValidString(op.Reason):
+		return fleet.Invalid("reason", "is not valid UTF-8")
+	case utf8.RuneCountInString(op.Reason) > maxReason:
+		return fleet.Invalid("reason", "is longer than %d characters", maxReason)
+	}
+	for _, r := range op.Reason {
+		// Beside C0 and C1: what turns the direction of the text around it, and line breaks of Unicode's own.
+		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029' {
+			return fleet.Invalid("reason", "holds the control character %U", r)
+		}
+	}
+	switch {
+	case op.Foreign != "" && op.Action != fleet.ActionUncordon:
+		return fleet.Invalid("foreign", "is a field of uncordon only")
+	case op.Foreign != "" && op.Foreign != fleet.ForeignSkip && op.Foreign != fleet.ForeignInclude:
+		return fleet.Invalid("foreign", "%q is not one of skip, include", op.Foreign)
+	}
+	return nil
+}
+
+// authority reads anew what the person behind a batch may do: somebody who was demoted or disabled after the start
+// changes nothing more.
+func (o *Ops) authority(ctx context.Context, by fleet.Caller, batch string, it fleet.Item, op fleet.Operation) (fleet.Caller, error) {
+	perm, ok := op.Action.Permission()
+	if !ok {
+		return by, fleet.Invalid("action", "%q is not known", op.Action)
+	}
+	actx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	now, err := o.cfg.Authority.Caller(actx, by.UserID)
+	var why string
+	switch {
+	case err == nil && now.May(perm, it.Ref.Cluster):
+		now.Session, now.Via, now.Addr = by.Session, by.Via, by.Addr // still that person's act, from where it was asked for
+		return now, nil
+	case err == nil:
+		why = fmt.Sprintf("the role %q does not have %s", now.Role, perm)
+	case errors.Is(err, fleet.ErrNotFound), errors.Is(err, fleet.ErrUnauthenticated), errors.Is(err, fleet.ErrForbidden):
+		why = "the person may not sign in any more"
+	case ctx.Err() != nil:
+		return by, ctx.Err()
+	default:
+		return by, fmt.Errorf("reading the authority of %s: %w: %w", by.Name, fleet.ErrNotRecorded, err)
+	}
+	o.denied(ctx, by, batch, op, it.Ref, why)
+	return by, fmt.Errorf("%s of %s for %s: %w: %s", op.Action, it.Ref, by.Name, fleet.ErrAuthorityLost, why)
+}
+
+// denied records a refusal. Nothing happens either way, so a record that cannot be written is only told to the log.
+func (o *Ops) denied(ctx context.Context, by fleet.Caller, batch string, op fleet.Operation, ref fleet.NodeRef, why string) {
+	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	e := entry(by, batch, op, ref, "denied")
+	e.Outcome, e.Detail = "denied", why
+	if _, err := o.cfg.Record.Append(rctx, e); err != nil {
+		o.log.ErrorContext(ctx, "recording a refusal", keyUser, by.Name, keyOp, op.Action, keyNode, ref.String(), keyErr, err)
+	}
+}
+
+func entry(by fleet.Caller, batch string, op fleet.Operation, ref fleet.NodeRef, phase string) fleet.Entry {
+	return fleet.Entry{
+		Actor: by.Name, Via: by.Via, Session: by.Session, Addr: by.Addr,
+		Action: string(op.Action), Phase: phase, Cluster: ref.Cluster, Node: ref.Name, Batch: batch, Reason: op.Reason,
+	}
+}
