@@ -1,0 +1,72 @@
+package auth
+
+import (
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+const (
+	nameMost      = 64
+	passwordLeast = 10
+	passwordMost  = 256
+)
+
+// normalName is the one spelling of a sign-in name: NFKC, lower case, trimmed. It has 1 to 64 characters, letters,
+// digits and . _ - @, at least one of them a letter or a digit. The spelling of a spelling is itself.
+func normalName(s string) (string, error) {
+	if len(s) > 16*nameMost || !utf8.ValidString(s) { // NFKC makes one character of several at most
+		return "", fleet.Invalid("name", "must have at most %d characters", nameMost)
+	}
+	s = strings.TrimSpace(norm.NFKC.String(s))
+	for range 3 { // lower case can take what NFKC made apart again, and the other way round
+		next := strings.TrimSpace(norm.NFKC.String(strings.ToLower(s)))
+		if next == s {
+			break
+		}
+		s = next
+	}
+	if s == "" {
+		return "", fleet.Invalid("name", "must not be empty")
+	}
+	if n := utf8.RuneCountInString(s); n > nameMost {
+		return "", fleet.Invalid("name", "must have at most %d characters", nameMost)
+	}
+	speaking := false
+	for _, r := range s {
+		switch {
+		case unicode.IsLetter(r), unicode.IsDigit(r):
+			speaking = true
+		case strings.ContainsRune("._-@", r):
+		default:
+			return "", fleet.Invalid("name", "must have only letters, digits and . _ - @, not %q", r)
+		}
+	}
+	if !speaking {
+		return "", fleet.Invalid("name", "must have a letter or a digit")
+	}
+	if strings.ToLower(s) != s || !norm.NFKC.IsNormalString(s) {
+		return "", fleet.Invalid("name", "has no single lower-case spelling")
+	}
+	return s, nil
+}
+
+// normalPassword is what is hashed: the same characters are the same password on every keyboard.
+func normalPassword(s string) string { return norm.NFC.String(s) }
+
+// checkPassword refuses a password that must not be set.
+func checkPassword(name, password string) error {
+	switch {
+	case len(password) > passwordMost:
+		return fleet.Invalid("password", "must have at most %d bytes", passwordMost)
+	case utf8.RuneCountInString(password) < passwordLeast:
+		return fleet.Invalid("password", "must have at least %d characters", passwordLeast)
+	case strings.EqualFold(strings.TrimSpace(password), name):
+		return fleet.Invalid("password", "must not be the name")
+	}
+	return nil
+}

@@ -1,0 +1,212 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+const (
+	touchEvery = time.Minute // activity is written at most so often
+	touchLimit = time.Second // and a request waits at most so long for it
+	agentMost  = 256
+	keyUser    = "user" // session value: id of the person
+)
+
+// SignIn checks name and password. It answers a token that no browser has held before and the absolute end of its
+// session. A session hash in from is a session of the same browser: it ends with the new one. LimitError when
+// throttled, before the password is looked at; ErrUnauthenticated for every other failure, with one computation and the
+// same writes whatever the cause.
+func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error) {
+	leave, err := s.hasher.enter()
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	defer leave()
+
+	name, nameErr := normalName(name) // a name that cannot be is a name that is not known
+	next, err := s.turns.take(ctx, name)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+	}
+	defer next()
+	keys := attemptKeys(name, from.Addr)
+	blocked := false
+	if err := s.store.CountAttempt(ctx, keys, func(have []fleet.Attempts) ([]fleet.Attempts, error) {
+		now := time.Now()
+		next, err := count(keys, have, now)
+		if err == nil {
+			blocked = next[len(next)-1].Blocked.After(now)
+		}
+		return next, err
+	}); err != nil {
+		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+	}
+	acct, err := s.store.Account(ctx, name)
+	known := nameErr == nil && err == nil
+	if err != nil && !errors.Is(err, fleet.ErrNotFound) {
+		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+	}
+	hash := s.hasher.dummy
+	if known && !acct.Disabled {
+		hash = acct.Password
+	}
+	long := len(password) > passwordMost
+	if long { // costs the same as any other, and cannot match
+		password, hash = password[:passwordMost], s.hasher.dummy
+	}
+	match, weaker, err := s.hasher.matches(ctx, password, hash)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+	}
+	if !match {
+		why := "wrong password"
+		switch {
+		case !known:
+			why = "unknown name"
+		case acct.Disabled:
+			why = "disabled"
+		}
+		return "", time.Time{}, s.signInFailed(ctx, acct.Name, from, why, blocked)
+	}
+	token, expires, err = s.issue(ctx, acct, from, userAgent, keys)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+	}
+	s.settled.Store(true)
+	if weaker {
+		s.rehash(ctx, acct, password)
+	}
+	return token, expires, nil
+}
+
+// signInFailed records the failure. A name that nobody has is not written down.
+func (s *Service) signInFailed(ctx context.Context, name string, from fleet.Caller, why string, blocked bool) error {
+	if blocked {
+		why += "; further attempts on this name are delayed"
+	}
+	e := record(fleet.Caller{Name: name, Via: "session", Addr: from.Addr}, "signin", why)
+	e.Outcome = "failed"
+	// Whoever hangs up quickly must not get out of the record.
+	if _, err := s.audit.Append(context.WithoutCancel(ctx), e); err != nil {
+		return fmt.Errorf("signing in: %w", err)
+	}
+	return fmt.Errorf("signing in: %w", fleet.ErrUnauthenticated)
+}
+
+// issue makes a session through the manager.
+func (s *Service) issue(ctx context.Context, acct fleet.Account, from fleet.Caller, userAgent string, undo []fleet.AttemptKey) (string, time.Time, error) {
+	now := time.Now()
+	by := fleet.Caller{Name: acct.Name, Via: "session", Addr: from.Addr}
+	c := &call{issue: &issue{
+		session: fleet.NewSession{
+			Session: fleet.Session{Addr: from.Addr, UserAgent: clip(userAgent, agentMost), CreatedAt: now, SeenAt: now},
+			UserID:  acct.ID, Epoch: acct.Epoch, Replaces: from.Session,
+		},
+		undo: undo,
+		rec:  record(by, "signin", ""),
+	}}
+	ctx, err := s.sessions.Load(withCall(ctx, c), "")
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	if err := s.sessions.RenewToken(ctx); err != nil {
+		return "", time.Time{}, err
+	}
+	s.sessions.Put(ctx, keyUser, acct.ID)
+	c.issue.session.ExpiresAt = s.sessions.Deadline(ctx)
+	token, _, err := s.sessions.Commit(ctx)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	if from.Session != "" {
+		s.announce(End{Session: from.Session, UserID: from.UserID, Reason: ReasonLogout})
+	}
+	return token, c.issue.session.ExpiresAt, nil
+}
+
+// rehash brings the hash to the parameters of today. The sign-in has succeeded whether or not this does.
+func (s *Service) rehash(ctx context.Context, acct fleet.Account, password string) {
+	fresh, err := s.hasher.hash(ctx, password)
+	if err == nil {
+		err = s.store.Rehash(ctx, acct.ID, acct.Password, fresh)
+	}
+	if err != nil {
+		s.logger.WarnContext(ctx, "password hash not renewed", "user", acct.Name, "err", err)
+	}
+}
+
+// SignOut ends the session of the token. A token that is not good is signed out already.
+func (s *Service) SignOut(ctx context.Context, token string) error {
+	if token == "" {
+		return nil
+	}
+	c := &call{}
+	ctx, err := s.sessions.Load(withCall(ctx, c), token)
+	if err != nil {
+		return fmt.Errorf("signing out: %w", err)
+	}
+	if !c.ok {
+		return nil
+	}
+	c.rec = record(caller(c.found, "session"), "signout", "")
+	if err := s.sessions.Destroy(ctx); err != nil {
+		return fmt.Errorf("signing out: %w", err)
+	}
+	s.announce(End{Session: c.found.Hash, UserID: c.found.User.ID, Reason: ReasonLogout})
+	return nil
+}
+
+// BySession answers who holds the token and counts as activity of that person.
+func (s *Service) BySession(ctx context.Context, token string) (fleet.Caller, error) {
+	return s.bySession(ctx, token, true)
+}
+
+// PeekSession answers who holds the token and leaves the session as idle as it is.
+func (s *Service) PeekSession(ctx context.Context, token string) (fleet.Caller, error) {
+	return s.bySession(ctx, token, false)
+}
+
+func (s *Service) bySession(ctx context.Context, token string, active bool) (fleet.Caller, error) {
+	if token == "" {
+		return fleet.Caller{}, fmt.Errorf("reading a session: %w", fleet.ErrUnauthenticated)
+	}
+	c := &call{}
+	sctx, err := s.sessions.Load(withCall(ctx, c), token)
+	if err != nil {
+		return fleet.Caller{}, fmt.Errorf("reading a session: %w", err)
+	}
+	if !c.ok || s.sessions.GetString(sctx, keyUser) != c.found.User.ID {
+		return fleet.Caller{}, fmt.Errorf("reading a session: %w", fleet.ErrUnauthenticated)
+	}
+	if s.track(c.found, active, time.Now()) {
+		wctx, cancel := context.WithTimeout(sctx, touchLimit)
+		defer cancel()
+		if _, _, err := s.sessions.Commit(wctx); err != nil {
+			// A full or locked database must not lock out who is signed in; it may only end their session early.
+			s.logger.WarnContext(ctx, "activity not recorded", "user", c.found.User.Name, "err", err)
+			c.ok = true
+		}
+		if !c.ok {
+			return fleet.Caller{}, fmt.Errorf("reading a session: %w", fleet.ErrUnauthenticated)
+		}
+	}
+	return caller(c.found, "session"), nil
+}
+
+// caller is the person behind a credential. The address is the request's and for handlers to fill in.
+func caller(c fleet.Credential, via string) fleet.Caller {
+	return fleet.Caller{UserID: c.User.ID, Name: c.User.Name, Role: c.User.Role, Session: c.Hash, Via: via}
+}
+
+// clip shortens s to n bytes and whole characters.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "")
+}

@@ -1,0 +1,101 @@
+package auth
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+const (
+	tokenPrefix = "knm_" // lets scanners of repositories find what must not be there
+	tokenBytes  = 32
+	tokenLife   = 90 * 24 * time.Hour
+	tokensMost  = 50 // of one person
+)
+
+// tokenStore is the part of the store that API tokens need.
+type tokenStore interface {
+	AddToken(ctx context.Context, hash string, t fleet.Token, userID, session string, most int, rec fleet.Entry) error
+	Token(ctx context.Context, hash string, now time.Time) (fleet.Credential, error)
+	TouchToken(ctx context.Context, hash string, used time.Time) error
+	Tokens(ctx context.Context, userID string, now time.Time) ([]fleet.Token, error)
+	EndToken(ctx context.Context, id, owner, why string, at time.Time, rec fleet.Entry) (fleet.CredentialKey, error)
+}
+
+// ByToken answers whose token it is. The role is what its person has now.
+func (s *Service) ByToken(ctx context.Context, bearer string) (fleet.Caller, error) {
+	secret, ok := strings.CutPrefix(bearer, tokenPrefix)
+	if !ok || len(secret) != base64.RawURLEncoding.EncodedLen(tokenBytes) {
+		return fleet.Caller{}, fmt.Errorf("reading a token: %w", fleet.ErrUnauthenticated)
+	}
+	c, err := s.store.Token(ctx, digest("token", bearer), time.Now())
+	if err != nil {
+		return fleet.Caller{}, err
+	}
+	if s.track(c, true, time.Now()) {
+		wctx, cancel := context.WithTimeout(ctx, touchLimit)
+		defer cancel()
+		if err := s.store.TouchToken(wctx, c.Hash, time.Now()); err != nil {
+			s.logger.WarnContext(ctx, "use of a token not recorded", "user", c.User.Name, "err", err)
+		}
+	}
+	return caller(c, "token"), nil
+}
+
+// Tokens lists the caller's own tokens.
+func (s *Service) Tokens(ctx context.Context, by fleet.Caller) ([]fleet.Token, error) {
+	return s.store.Tokens(ctx, by.UserID, time.Now())
+}
+
+// AddToken makes an API token for the caller, who must be signed in: a token makes no tokens. It is good until expires,
+// ninety days at most. The secret is kept nowhere.
+func (s *Service) AddToken(ctx context.Context, by fleet.Caller, name string, expires time.Time) (secret string, t fleet.Token, err error) {
+	if by.UserID == "" || by.Via != "session" || !by.May(fleet.PermSelf, "") {
+		return "", fleet.Token{}, s.refuse(ctx, by, "token.add", name)
+	}
+	now := time.Now()
+	name = strings.TrimSpace(name)
+	switch {
+	case name == "":
+		return "", fleet.Token{}, fleet.Invalid("name", "must not be empty")
+	case !utf8.ValidString(name) || utf8.RuneCountInString(name) > nameMost || strings.ContainsFunc(name, unicode.IsControl):
+		return "", fleet.Token{}, fleet.Invalid("name", "must have at most %d printable characters", nameMost)
+	case !expires.After(now):
+		return "", fleet.Token{}, fleet.Invalid("expires", "must be in the future")
+	case expires.After(now.Add(tokenLife)):
+		return "", fleet.Token{}, fleet.Invalid("expires", "must be within %d days", int(tokenLife.Hours()/24))
+	}
+	var b [tokenBytes]byte
+	_, _ = rand.Read(b[:]) // never fails: the program ends if the system has no randomness
+	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
+	t = fleet.Token{
+		ID: newID(), Name: name, CreatedAt: now.UTC().Truncate(time.Microsecond),
+		ExpiresAt: expires.UTC().Truncate(time.Microsecond),
+	}
+	rec := record(by, "token.add", fmt.Sprintf("%s (%s) until %s", t.ID, name, t.ExpiresAt.Format(time.RFC3339)))
+	if err := s.store.AddToken(ctx, digest("token", secret), t, by.UserID, by.Session, tokensMost, rec); err != nil {
+		return "", fleet.Token{}, err
+	}
+	return secret, t, nil
+}
+
+// EndToken ends one of the caller's own tokens, or anybody's if the caller administers people. ErrNotFound.
+func (s *Service) EndToken(ctx context.Context, by fleet.Caller, id string) error {
+	owner, err := s.owner(ctx, by, "token.end", id)
+	if err != nil {
+		return err
+	}
+	key, err := s.store.EndToken(ctx, id, owner, ReasonRevoked, time.Now(), record(by, "token.end", id))
+	if err != nil {
+		return err
+	}
+	s.announce(End{Session: key.Hash, UserID: key.UserID, Reason: ReasonRevoked})
+	return nil
+}
