@@ -175,7 +175,7 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 				open, w.intended = true, w.at
 			}
 		default:
-			return failure(w, err, errors.Is(err, fleet.ErrUnavailable))
+			return failure(w, err, errors.Is(err, fleet.ErrUnavailable) && !errors.Is(err, kube.ErrCredentials))
 		}
 	}
 	return failure(w, last, open)
