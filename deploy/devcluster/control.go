@@ -19,9 +19,9 @@ type command struct {
 
 // reply answers one command.
 type reply struct {
-	OK         bool              `json:"ok"`
-	Error      string            `json:"error,omitempty"`
-	Components map[string]string `json:"components,omitempty"`
+	OK    bool           `json:"ok"`
+	Error string         `json:"error,omitempty"`
+	PIDs  map[string]int `json:"pids,omitempty"` // of the components; 0 when stopped
 }
 
 // serve obeys the commands until ctx ends. Without commands it only waits.
@@ -57,11 +57,11 @@ func (f *fleet) do(ctx context.Context, line string) (reply, error) {
 		return reply{}, fmt.Errorf("no cluster %q", cmd.Cluster)
 	}
 	if cmd.Cmd == "status" {
-		r := reply{Components: map[string]string{}}
+		r := reply{PIDs: map[string]int{}}
 		for _, name := range components {
-			r.Components[name] = "stopped"
-			if c.process(name).running() {
-				r.Components[name] = "running"
+			r.PIDs[name] = 0
+			if p := c.process(name); p.running() {
+				r.PIDs[name] = p.cmd.Process.Pid
 			}
 		}
 		return r, nil

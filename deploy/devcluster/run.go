@@ -168,7 +168,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		defer func() { err = errors.Join(err, os.RemoveAll(s.dir)) }()
 	}
 	sp := newSpawner()
-	f := &fleet{stderr: stderr}
+	f := &fleet{}
 	for _, spec := range s.clusters {
 		c, err := newCluster(spec, &s.options, sp)
 		if err != nil {
@@ -183,7 +183,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err := f.writeKubeconfig(s.kubeconfig); err != nil {
 		return fmt.Errorf("writing kubeconfig: %w", err)
 	}
-	f.trickle = newTrickle(f.clusters, stderr)
+	if f.trickle, err = newTrickle(f.clusters); err != nil {
+		return fmt.Errorf("preparing trickle: %w", err)
+	}
 	defer f.trickle.set(0)
 	f.trickle.set(s.trickle)
 
@@ -219,7 +221,6 @@ func lines(r io.Reader, end func()) <-chan string {
 type fleet struct {
 	clusters []*cluster
 	trickle  *trickle
-	stderr   io.Writer
 }
 
 func (f *fleet) up(ctx context.Context) error {

@@ -150,9 +150,9 @@ type command struct {
 }
 
 type reply struct {
-	OK         bool              `json:"ok"`
-	Error      string            `json:"error"`
-	Components map[string]string `json:"components"`
+	OK    bool           `json:"ok"`
+	Error string         `json:"error"`
+	PIDs  map[string]int `json:"pids"`
 }
 
 func (d *Devcluster) launch(ctx context.Context, bin string, opts Options) (*readyEvent, error) {

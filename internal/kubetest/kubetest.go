@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
@@ -116,6 +117,37 @@ func (c *Cluster) Pause(t testing.TB, component string) { t.Helper(); c.command(
 func (c *Cluster) Continue(t testing.TB, component string) {
 	t.Helper()
 	c.command(t, "continue", component)
+}
+
+// PIDs returns the process of each component, 0 for a stopped one.
+func (c *Cluster) PIDs(t testing.TB) map[string]int {
+	t.Helper()
+	r, err := c.dev.command(command{Cmd: "status", Cluster: c.Name})
+	if err != nil {
+		t.Fatalf("kubetest: %v", err)
+	}
+	return r.PIDs
+}
+
+// WaitServing waits until the API server says that it can serve, which is some
+// time after etcd has come back.
+func (c *Cluster) WaitServing(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := c.client.Discovery().RESTClient().Get().AbsPath("/readyz").MaxRetries(0).DoRaw(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("kubetest: waiting for the API server to serve: %v", err)
+		case <-tick.C:
+		}
+	}
 }
 
 func (c *Cluster) command(t testing.TB, cmd, component string) {
