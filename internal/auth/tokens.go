@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -64,13 +65,13 @@ func (s *Service) AddToken(ctx context.Context, by fleet.Caller, name string, ex
 	name = strings.TrimSpace(name)
 	switch {
 	case name == "":
-		return "", fleet.Token{}, fleet.Invalid("name", "must not be empty")
+		return "", fleet.Token{}, problem("name", "error.name_empty", "", "must not be empty")
 	case !utf8.ValidString(name) || utf8.RuneCountInString(name) > nameMost || strings.ContainsFunc(name, unicode.IsControl):
-		return "", fleet.Token{}, fleet.Invalid("name", "must have at most %d printable characters", nameMost)
+		return "", fleet.Token{}, problem("name", "error.token_name", strconv.Itoa(nameMost), "must have at most %s printable characters")
 	case !expires.After(now):
-		return "", fleet.Token{}, fleet.Invalid("expires", "must be in the future")
+		return "", fleet.Token{}, problem("expires", "error.expires_past", "", "must be in the future")
 	case expires.After(now.Add(tokenLife)):
-		return "", fleet.Token{}, fleet.Invalid("expires", "must be within %d days", int(tokenLife.Hours()/24))
+		return "", fleet.Token{}, problem("expires", "error.expires_far", strconv.Itoa(int(tokenLife.Hours()/24)), "must be within %s days")
 	}
 	var b [tokenBytes]byte
 	_, _ = rand.Read(b[:]) // never fails: the program ends if the system has no randomness
