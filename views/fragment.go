@@ -35,9 +35,9 @@ func short(parts ...string) string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// Fragment renders a component into one line, as a message of a stream must be: a CR or LF would end the message. What
-// is a line break in the markup becomes a space, which HTML reads alike; one inside an attribute or a text comes out of
-// templ's escaping as itself and is as good as a space in everything that we show in a fragment.
+// Fragment renders a component into one line, as a message of a stream must be: a CR or LF would end the message. The
+// templates write none themselves, so what there is came with a value, in a text or in an attribute, and is written as
+// the character reference that means the same in both.
 func Fragment(c templ.Component) ([]byte, error) {
 	var b bytes.Buffer
 	if err := c.Render(context.Background(), &b); err != nil {
@@ -46,22 +46,14 @@ func Fragment(c templ.Component) ([]byte, error) {
 	return oneLine(b.Bytes()), nil
 }
 
-// oneLine replaces every run of line breaks by one space, in place.
 func oneLine(b []byte) []byte {
-	out := b[:0]
-	space := false
-	for _, c := range b {
-		if c == '\n' || c == '\r' {
-			if !space {
-				out = append(out, ' ')
-			}
-			space = true
-			continue
-		}
-		space = false
-		out = append(out, c)
+	if bytes.IndexByte(b, '\n') >= 0 {
+		b = bytes.ReplaceAll(b, []byte("\n"), []byte("&#10;"))
 	}
-	return bytes.TrimSpace(out)
+	if bytes.IndexByte(b, '\r') >= 0 {
+		b = bytes.ReplaceAll(b, []byte("\r"), []byte("&#13;"))
+	}
+	return bytes.TrimSpace(b)
 }
 
 // OOB returns a copy of one rendered element with hx-swap-oob spliced into its first tag. An element that already has

@@ -1,1 +1,91 @@
-export {};
+// A batch is started by a form whose answer is its progress. Here is what surrounds that: a second batch takes the
+// panel over, an answer that breaks off is followed by its address, and cancelling does not leave the page.
+import {t, toast} from "./text.js";
+import {follow} from "./live.js";
+
+const panel = document.getElementById('batch-panel');
+let current = null, finished = false;
+
+const key = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join('');
+const mine = handler => e => { if (e.target.id === 'batch') handler(e); };
+
+// Rows of a batch are named by their place in it, so two streams must never feed one panel.
+document.addEventListener('htmx:before:request', mine(() => {
+  finished = true;
+  current?.reader?.cancel();
+  current = null;
+  document.getElementById('follow')?.remove();
+}));
+
+document.addEventListener('htmx:sse:after:connection', mine(e => {
+  current = e.detail.connection;
+  finished = false;
+  const form = e.target;
+  // The batch exists now: the next one needs another key. Until here, sending again finds the same batch.
+  form.elements.idempotency_key.value = key();
+  form.elements.reason.value = '';
+  document.dispatchEvent(new CustomEvent('knm:sent'));
+}));
+
+document.addEventListener('done', mine(() => { finished = true; }));
+document.addEventListener('htmx:sse:close', mine(() => {
+  if (finished) return;
+  finished = true;
+  resume();
+}));
+
+// resume goes on where the answer broke off. The nonce is this page's own.
+function resume() {
+  const url = panel?.querySelector('[data-events]')?.dataset.events;
+  if (!url) return;
+  const el = document.createElement('div');
+  el.id = 'follow';
+  el.setAttribute('hx-sse:connect', url);
+  el.setAttribute('hx-sse:close', 'done');
+  el.setAttribute('hx-trigger', 'load, live-retry');
+  el.setAttribute('hx-swap', 'none');
+  el.setAttribute('hx-nonce', document.querySelector('script[nonce]').nonce);
+  document.body.append(el);
+  follow(el);
+  htmx.process(el);
+}
+
+document.addEventListener('htmx:error', mine(e => {
+  if (e.detail.ctx?.response) return; // an answer came; what failed is not the sending
+  const p = document.createElement('p');
+  p.className = 'panel problem';
+  p.setAttribute('role', 'alert');
+  p.textContent = t('failed');
+  panel.replaceChildren(p);
+}));
+
+document.addEventListener('submit', async e => {
+  const form = e.target.closest('form[data-quiet]');
+  if (!form) return;
+  e.preventDefault();
+  const button = form.querySelector('button');
+  button.disabled = true;
+  try {
+    const answer = await fetch(form.action, {method: 'POST', headers: {Accept: 'application/json'}});
+    if (answer.ok) {
+      button.textContent = t('cancelling');
+      return;
+    }
+    const problem = await answer.json();
+    toast(problem.detail ?? problem.title);
+  } catch (err) {
+    console.error('cancel', err);
+    toast(t('failed'));
+  }
+  button.disabled = false;
+});
+
+document.addEventListener('click', e => {
+  const button = e.target.closest('[data-dismiss]');
+  if (!button) return;
+  button.closest('.panel').remove();
+  // The batch goes on; only its progress is no longer shown here.
+  finished = true;
+  current?.reader?.cancel();
+  document.getElementById('follow')?.remove();
+});
