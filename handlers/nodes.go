@@ -194,6 +194,10 @@ func (s *server) podsFragment(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	// The cache knows whether there is such a node; the API server would only answer with no pods.
+	if _, err := s.cfg.Nodes.Node(ref); err != nil {
+		return notFound(err, unknownNode(ref))
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), podsTimeout)
 	defer cancel()
 	list, err := s.cfg.Nodes.Pods(ctx, ref)

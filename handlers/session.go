@@ -58,16 +58,24 @@ func (s *server) authenticate(r *http.Request) (fleet.Caller, error) {
 			return fleet.Caller{}, say(fleet.ErrUnauthenticated, "error.scheme", "the Authorization header must hold a bearer token")
 		}
 		caller, err = s.cfg.Auth.ByToken(r.Context(), strings.TrimSpace(token))
-	} else if token := s.session(r); token != "" {
-		caller, err = s.cfg.Auth.BySession(r.Context(), token)
-	} else {
+	} else if token := s.session(r); token == "" {
 		return fleet.Caller{}, fleet.ErrUnauthenticated
+	} else if background(r) {
+		caller, err = s.cfg.Auth.PeekSession(r.Context(), token)
+	} else {
+		caller, err = s.cfg.Auth.BySession(r.Context(), token)
 	}
 	if err != nil {
 		return fleet.Caller{}, err
 	}
 	caller.Addr = stateOf(r).addr
 	return caller, nil
+}
+
+// background tells whether a page asks by itself rather than a person: streams that reconnect, and parts of a page that
+// are fetched again when something changed. Such requests must not keep a session alive in a tab that nobody looks at.
+func background(r *http.Request) bool {
+	return r.Method == http.MethodGet && (stateOf(r).route.kind == stream || htmx(r))
 }
 
 // sameOrigin refuses an unsafe request that our own pages did not send. The standard library's check passes requests

@@ -1,0 +1,482 @@
+package handlers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/PuerkitoBio/goquery"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/realtime"
+	"github.com/kube-node-manager/kube-node-manager/views"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// odd is a cluster named after a context that holds everything a path gives a meaning to.
+const odd = "arn:aws:eks:eu-west-1:123:cluster/prod@a%2Fb c?x#y"
+
+// world is everything behind the handlers, in memory.
+type world struct {
+	mu      sync.Mutex // guards all fields; handlers run in parallel
+	nodes   []*fleet.Node
+	podsErr error
+	podsFn  func(context.Context) error
+	streams []any // what streams were asked for
+	specs   []fleet.BatchSpec
+	submit  error // answer of Submit, if not nil
+	batches map[string]fleet.Batch
+	denied  []string
+	signIn  error
+	calls   []string // what People and Auth were asked to do
+	people  error    // answer of every call of People, if not nil
+	setup   bool
+	entries []fleet.Entry
+	ready   error
+}
+
+func newWorld() *world {
+	wd := &world{batches: map[string]fleet.Batch{
+		"b1": {ID: "b1", Operation: fleet.Operation{Action: fleet.ActionCordon}, State: fleet.BatchRunning, Version: 7, CreatedBy: "ada"},
+		"b2": {ID: "b2", Operation: fleet.Operation{Action: fleet.ActionCordon}, State: fleet.BatchDone, Outcome: fleet.OutcomeSucceeded},
+	}}
+	for _, c := range []string{"prod", odd} {
+		for i := range 3 {
+			wd.nodes = append(wd.nodes, &fleet.Node{
+				Ref: fleet.NodeRef{Cluster: c, Name: fmt.Sprintf("node-%d", i)}, UID: fmt.Sprintf("uid-%d", i), Status: fleet.StatusReady,
+				Schedulable: true, Labels: map[string]string{"topology.kubernetes.io/zone": "a"}, Revision: uint64(i + 1),
+			})
+		}
+	}
+	return wd
+}
+
+func (wd *world) Window(q *realtime.Query, lang string) realtime.Window {
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	w := realtime.Window{Cursor: "e1.42", Revision: 42, Page: 1, Pages: 1, Clusters: wd.clusters()}
+	for _, n := range wd.nodes {
+		if q.Match(n) {
+			w.Total++
+			w.Counts.Total++
+			if len(w.Nodes) < q.PerPage {
+				w.Nodes = append(w.Nodes, n)
+				w.Rows = append(w.Rows, views.Renderer{}.NodeRow(n, lang))
+			}
+		}
+	}
+	return w
+}
+
+func (wd *world) clusters() []fleet.Cluster {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	return []fleet.Cluster{
+		{Name: odd, State: fleet.ClusterLive, SyncedAt: now, Since: now, Nodes: 3},
+		{Name: "prod", State: fleet.ClusterLive, SyncedAt: now, Since: now, Nodes: 3},
+	}
+}
+
+func (wd *world) Clusters() []fleet.Cluster { return wd.clusters() }
+
+func (wd *world) Node(ref fleet.NodeRef) (*fleet.Node, error) {
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	for _, n := range wd.nodes {
+		if n.Ref == ref {
+			return n, nil
+		}
+	}
+	return nil, fmt.Errorf("looking up %s: %w", ref, fleet.ErrNotFound)
+}
+
+func (wd *world) FullNode(ref fleet.NodeRef) ([]byte, error) {
+	if _, err := wd.Node(ref); err != nil {
+		return nil, err
+	}
+	return []byte(`{"kind":"Node"}`), nil
+}
+
+func (wd *world) Row(ref fleet.NodeRef, lang string) ([]byte, error) {
+	n, err := wd.Node(ref)
+	if err != nil {
+		return nil, err
+	}
+	return views.Renderer{}.NodeRow(n, lang), nil
+}
+
+func (wd *world) Matching(q *realtime.Query, limit int) []fleet.NodeRef {
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	var refs []fleet.NodeRef
+	for _, n := range wd.nodes {
+		if q.Match(n) && len(refs) < limit {
+			refs = append(refs, n.Ref)
+		}
+	}
+	return refs
+}
+
+func (wd *world) Pods(ctx context.Context, _ fleet.NodeRef) (fleet.PodList, error) {
+	if wd.podsFn != nil {
+		return fleet.PodList{}, wd.podsFn(ctx)
+	}
+	return fleet.PodList{Pods: []fleet.Pod{{Namespace: "default", Name: "web-0", Phase: "Running"}}, Read: time.Now()}, wd.podsErr
+}
+
+// serveStream says hello, and what was asked for is kept. The real ones have tests of their own.
+func (wd *world) serveStream(w http.ResponseWriter, s any, err error) error {
+	wd.mu.Lock()
+	wd.streams = append(wd.streams, s)
+	wd.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-cache, no-transform")
+	w.WriteHeader(http.StatusOK)
+	_, err = io.WriteString(w, "data: hello\n\n")
+	return err
+}
+
+type streams struct{ wd *world }
+
+func (f streams) Nodes(w http.ResponseWriter, _ *http.Request, s realtime.NodeStream) error {
+	return f.wd.serveStream(w, s, nil)
+}
+
+func (f streams) Clusters(w http.ResponseWriter, _ *http.Request, s realtime.ClusterStream) error {
+	return f.wd.serveStream(w, s, nil)
+}
+
+func (f streams) Batch(w http.ResponseWriter, _ *http.Request, s realtime.BatchStream) error {
+	var err error
+	if _, ok := f.wd.batches[s.Batch]; !ok {
+		err = fleet.ErrNotFound
+	}
+	return f.wd.serveStream(w, s, err)
+}
+
+type batches struct{ wd *world }
+
+func (f batches) Submit(_ context.Context, by fleet.Caller, spec fleet.BatchSpec) (fleet.Batch, error) {
+	f.wd.mu.Lock()
+	defer f.wd.mu.Unlock()
+	f.wd.specs = append(f.wd.specs, spec)
+	if f.wd.submit != nil {
+		return fleet.Batch{}, f.wd.submit
+	}
+	b := f.wd.batches["b1"]
+	b.Operation, b.CreatedBy = spec.Operation, by.Name
+	return b, nil
+}
+
+func (f batches) Batch(_ context.Context, id string) (fleet.Batch, []fleet.Item, error) {
+	b, ok := f.wd.batches[id]
+	if !ok {
+		return fleet.Batch{}, nil, fmt.Errorf("reading batch: %w", fleet.ErrNotFound)
+	}
+	return b, []fleet.Item{{Ref: fleet.NodeRef{Cluster: "prod", Name: "node-0"}, State: fleet.ItemQueued}}, nil
+}
+
+func (f batches) List(context.Context, fleet.BatchFilter) ([]fleet.Batch, error) {
+	return []fleet.Batch{f.wd.batches["b1"], f.wd.batches["b2"]}, nil
+}
+
+func (f batches) Cancel(_ context.Context, _ fleet.Caller, id string) error {
+	if _, ok := f.wd.batches[id]; !ok {
+		return fleet.ErrNotFound
+	}
+	return nil
+}
+
+type authority struct{ wd *world }
+
+func (f authority) SignIn(_ context.Context, name, password string, from fleet.Caller, _ string) (string, time.Time, error) {
+	f.wd.note("SignIn %s from %s replacing %q", name, from.Addr, from.Session)
+	if f.wd.signIn != nil {
+		return "", time.Time{}, f.wd.signIn
+	}
+	if name != "ada" || password != "correct horse battery" {
+		return "", time.Time{}, fleet.ErrUnauthenticated
+	}
+	return "admin", time.Now().Add(time.Hour), nil
+}
+
+func (f authority) SignOut(_ context.Context, token string) error {
+	f.wd.note("SignOut %s", token)
+	return nil
+}
+
+func (f authority) caller(token, via string) (fleet.Caller, error) {
+	role, err := fleet.ParseRole(token)
+	if token == "store-down" {
+		return fleet.Caller{}, errors.New("disk on fire: secret path")
+	}
+	if err != nil {
+		return fleet.Caller{}, fleet.ErrUnauthenticated
+	}
+	return fleet.Caller{UserID: "u-" + token, Name: token, Role: role, Session: "hash-" + token, Via: via}, nil
+}
+
+func (f authority) BySession(_ context.Context, token string) (fleet.Caller, error) {
+	return f.caller(token, "session")
+}
+
+func (f authority) PeekSession(_ context.Context, token string) (fleet.Caller, error) {
+	f.wd.note("PeekSession")
+	return f.caller(token, "session")
+}
+
+func (f authority) ByToken(_ context.Context, bearer string) (fleet.Caller, error) {
+	return f.caller(bearer, viaToken)
+}
+
+func (f authority) NeedsSetup(context.Context) (bool, error) { return f.wd.setup, nil }
+
+func (f authority) Setup(_ context.Context, code, name, password string) error {
+	f.wd.note("Setup %s", name)
+	if code != "good" {
+		return fleet.Invalid("code", "is wrong or too old")
+	}
+	return nil
+}
+
+type people struct{ wd *world }
+
+func (wd *world) note(format string, args ...any) {
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	wd.calls = append(wd.calls, fmt.Sprintf(format, args...))
+}
+
+func (f people) Users(context.Context) ([]fleet.User, error) {
+	return []fleet.User{{ID: "u1", Name: "ada", Role: fleet.RoleAdmin}}, nil
+}
+
+func (f people) AddUser(_ context.Context, _ fleet.Caller, name string, role fleet.Role, _ string) error {
+	f.wd.note("AddUser %s %s", name, role)
+	return f.wd.people
+}
+
+func (f people) SetDisabled(_ context.Context, _ fleet.Caller, name string, disabled bool) error {
+	f.wd.note("SetDisabled %s %t", name, disabled)
+	return f.wd.people
+}
+
+func (f people) SetRole(_ context.Context, _ fleet.Caller, name string, role fleet.Role) error {
+	f.wd.note("SetRole %s %s", name, role)
+	return f.wd.people
+}
+
+func (f people) SetPassword(_ context.Context, _ fleet.Caller, name, _ string) error {
+	f.wd.note("SetPassword %s", name)
+	return f.wd.people
+}
+
+func (f people) Sessions(_ context.Context, by fleet.Caller) ([]fleet.Session, error) {
+	return []fleet.Session{{Hash: "h1", Current: true, Addr: by.Addr}}, nil
+}
+
+func (f people) EndSession(_ context.Context, _ fleet.Caller, hash string) error {
+	f.wd.note("EndSession %s", hash)
+	return f.wd.people
+}
+
+func (f people) Tokens(context.Context, fleet.Caller) ([]fleet.Token, error) {
+	return []fleet.Token{{ID: "t1", Name: "ci"}}, nil
+}
+
+func (f people) AddToken(_ context.Context, _ fleet.Caller, name string, expires time.Time) (string, fleet.Token, error) {
+	f.wd.note("AddToken %s %s", name, expires.UTC().Format(time.DateOnly))
+	return "knm_fresh_secret", fleet.Token{ID: "t2", Name: name, ExpiresAt: expires}, f.wd.people
+}
+
+func (f people) EndToken(_ context.Context, _ fleet.Caller, id string) error {
+	f.wd.note("EndToken %s", id)
+	return f.wd.people
+}
+
+type record struct{ wd *world }
+
+func (f record) Entries(_ context.Context, flt fleet.AuditFilter) ([]fleet.Entry, error) {
+	return f.wd.entries[:min(len(f.wd.entries), flt.Limit)], nil
+}
+
+func (f record) Denied(_ context.Context, by fleet.Caller, action, detail string) {
+	f.wd.mu.Lock()
+	defer f.wd.mu.Unlock()
+	f.wd.denied = append(f.wd.denied, by.Name+": "+action+": "+detail)
+}
+
+func (wd *world) config(logs io.Writer) Config {
+	return Config{
+		Nodes: wd, Streams: streams{wd}, Batches: batches{wd}, Auth: authority{wd}, People: people{wd}, Audit: record{wd},
+		Ready:   func(context.Context) error { return wd.ready },
+		Logger:  slog.New(slog.NewJSONHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Metrics: prometheus.NewRegistry(), Version: "test",
+	}
+}
+
+// site is a handler with the world behind it.
+type site struct {
+	*world
+	t    *testing.T
+	h    http.Handler
+	logs *safeBuffer
+}
+
+type safeBuffer struct {
+	mu sync.Mutex // guards b
+	b  strings.Builder
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func newSite(t *testing.T, change ...func(*Config)) *site {
+	t.Helper()
+	wd, logs := newWorld(), &safeBuffer{}
+	cfg := wd.config(logs)
+	for _, c := range change {
+		c(&cfg)
+	}
+	h, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &site{world: wd, t: t, h: h, logs: logs}
+}
+
+// call is one request. Who is the role of the session's person, "" for nobody.
+type call struct {
+	method, path string
+	who          string
+	body         string
+	header       map[string]string
+}
+
+const formType = "application/x-www-form-urlencoded"
+
+func (s *site) do(c call) *httptest.ResponseRecorder {
+	s.t.Helper()
+	if c.method == "" {
+		c.method = http.MethodGet
+	}
+	var body io.Reader
+	if c.body != "" {
+		body = strings.NewReader(c.body)
+	}
+	r := httptest.NewRequestWithContext(s.t.Context(), c.method, "http://knm.test"+c.path, body)
+	if c.who != "" {
+		r.AddCookie(&http.Cookie{Name: "knm", Value: c.who})
+	}
+	if c.method != http.MethodGet && c.method != http.MethodHead {
+		r.Header.Set("Sec-Fetch-Site", "same-origin")
+		if c.body != "" {
+			r.Header.Set("Content-Type", formType)
+		}
+	}
+	for k, v := range c.header {
+		if v == "" {
+			r.Header.Del(k)
+			continue
+		}
+		r.Header.Set(k, v)
+	}
+	w := httptest.NewRecorder()
+	s.h.ServeHTTP(w, r)
+	return w
+}
+
+var (
+	html = map[string]string{"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+	hx   = map[string]string{"Accept": "text/html, text/event-stream", "HX-Request": "true", "HX-Request-Type": "partial"}
+	curl = map[string]string{"Accept": "*/*"}
+)
+
+func with(base map[string]string, kv ...string) map[string]string {
+	m := map[string]string{}
+	for k, v := range base {
+		m[k] = v
+	}
+	for i := 0; i+1 < len(kv); i += 2 {
+		m[kv[i]] = kv[i+1]
+	}
+	return m
+}
+
+func formBody(kv ...string) string {
+	v := url.Values{}
+	for i := 0; i+1 < len(kv); i += 2 {
+		v.Add(kv[i], kv[i+1])
+	}
+	return v.Encode()
+}
+
+func problemOf(t *testing.T, w *httptest.ResponseRecorder) problemJSON {
+	t.Helper()
+	if got := w.Header().Get("Content-Type"); got != "application/problem+json" {
+		t.Fatalf("Content-Type = %q, status %d, body %s", got, w.Code, w.Body)
+	}
+	var p problemJSON
+	dec := json.NewDecoder(w.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&p); err != nil {
+		t.Fatal(err)
+	}
+	if p.Status != w.Code || p.Title == "" || !strings.HasPrefix(p.Type, "urn:kube-node-manager:problem:") || p.RequestID != w.Header().Get("X-Request-Id") || p.RequestID == "" {
+		t.Errorf("malformed problem %+v with status %d", p, w.Code)
+	}
+	return p
+}
+
+func document(t *testing.T, w *httptest.ResponseRecorder) *goquery.Document {
+	t.Helper()
+	if got := w.Header().Get("Content-Type"); got != "text/html; charset=utf-8" {
+		t.Fatalf("Content-Type = %q, status %d, body %s", got, w.Code, w.Body)
+	}
+	d, err := goquery.NewDocumentFromReader(strings.NewReader(w.Body.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func (wd *world) called(want string) bool {
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	return slices.Contains(wd.calls, want)
+}
+
+func (wd *world) lastStream(t *testing.T) any {
+	t.Helper()
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	if len(wd.streams) == 0 {
+		t.Fatal("no stream was asked for")
+	}
+	return wd.streams[len(wd.streams)-1]
+}
