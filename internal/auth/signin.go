@@ -28,13 +28,18 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 	}
 	defer leave()
 
-	name, nameErr := normalName(name) // a name that cannot be is a name that is not known
-	next, err := s.turns.take(ctx, name)
+	typed := name
+	name, nameErr := normalName(typed)
+	counted := name
+	if nameErr != nil { // a name that cannot be is a name that is not known
+		counted = "\x00" + typed
+	}
+	next, err := s.turns.take(ctx, counted)
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
 	}
 	defer next()
-	keys := attemptKeys(name, from.Addr)
+	keys := attemptKeys(counted, from.Addr)
 	blocked := false
 	if err := s.store.CountAttempt(ctx, keys, func(have []fleet.Attempts) ([]fleet.Attempts, error) {
 		now := time.Now()
