@@ -3,9 +3,11 @@ package kube
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -40,6 +42,15 @@ type Cluster struct {
 	Fault error
 
 	transport http.RoundTripper
+	read      *atomic.Int64
+}
+
+// BytesRead counts what the watch client has received so far: a long list that still arrives is not a dead one.
+func (c Cluster) BytesRead() int64 {
+	if c.read == nil {
+		return 0
+	}
+	return c.read.Load()
 }
 
 // CloseIdle drops pooled connections. After a peer went silent the next request would otherwise be sent into the same
@@ -144,7 +155,9 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the transport of cluster %s: %w", name, err)
 	}
-	w, err := kubernetes.NewForConfigAndClient(watch, client)
+	read := new(atomic.Int64)
+	counted := &http.Client{Transport: &counting{client.Transport, read}}
+	w, err := kubernetes.NewForConfigAndClient(watch, counted)
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
 	}
@@ -154,7 +167,7 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the client of cluster %s: %w", name, err)
 	}
-	return Cluster{Name: name, Server: watch.Host, Watch: w, Ops: p, transport: client.Transport}, nil
+	return Cluster{Name: name, Server: watch.Host, Watch: w, Ops: p, transport: client.Transport, read: read}, nil
 }
 
 // silent drops the server's deprecation warnings: they are about this program's code, and its operators read the log.
@@ -162,19 +175,30 @@ type silent struct{}
 
 func (silent) HandleWarningHeaderWithContext(context.Context, int, string, string) {}
 
-// Version asks the server for its version; it is the cheapest question that needs the whole way to the server.
-func Version(ctx context.Context, c kubernetes.Interface) (string, error) {
-	raw := c.Discovery().RESTClient()
-	if isNil(raw) { // a fake client has no REST client
-		v, err := c.Discovery().ServerVersion()
-		if err != nil {
-			return "", Error(err)
-		}
-		return v.GitVersion, nil
+// counting counts the bytes of response bodies.
+type counting struct {
+	http.RoundTripper
+	n *atomic.Int64
+}
+
+func (c *counting) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := c.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = &countingBody{resp.Body, c.n}
 	}
-	body, err := raw.Get().AbsPath("/version").DoRaw(ctx)
-	if err != nil {
-		return "", Error(err)
-	}
-	return parseVersion(body)
+	return resp, err
+}
+
+// WrappedRoundTripper lets client-go find the transport below.
+func (c *counting) WrappedRoundTripper() http.RoundTripper { return c.RoundTripper }
+
+type countingBody struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (b *countingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	return n, err
 }

@@ -1,13 +1,32 @@
 package kube
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
+
+	"k8s.io/client-go/kubernetes"
 )
 
 var errNoVersion = errors.New("the server's version answer is not understood")
+
+// Version asks the server for its version; it is the cheapest question that needs the whole way to the server.
+func Version(ctx context.Context, c kubernetes.Interface) (string, error) {
+	raw := c.Discovery().RESTClient()
+	if raw == nil { // a fake client has none
+		v, err := c.Discovery().ServerVersion()
+		if err != nil {
+			return "", Error(err)
+		}
+		return v.GitVersion, nil
+	}
+	body, err := raw.Get().AbsPath("/version").DoRaw(ctx)
+	if err != nil {
+		return "", Error(err)
+	}
+	return parseVersion(body)
+}
 
 func parseVersion(body []byte) (string, error) {
 	var v struct {
@@ -20,13 +39,4 @@ func parseVersion(body []byte) (string, error) {
 		return "", errNoVersion
 	}
 	return v.GitVersion, nil
-}
-
-// isNil sees through the interface: fake discovery returns a typed nil.
-func isNil(v any) bool {
-	if v == nil {
-		return true
-	}
-	r := reflect.ValueOf(v)
-	return r.Kind() == reflect.Pointer && r.IsNil()
 }

@@ -1,0 +1,477 @@
+package realtime
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+)
+
+// slot is one node in a board's change log. It stands in the log once, at its last visible change or its deletion.
+type slot struct {
+	name       string
+	rev        uint64
+	ver        *version // nil: deleted
+	prev, next *slot
+
+	// newest is never older than ver.node and of the same revision, or the slot is about to move; heartbeats go here.
+	newest atomic.Pointer[fleet.Node]
+	full   kube.Packed
+	// ahead is the resource version of an own write's answer that the watch has not caught up with, 0 if none. attempt
+	// is the list that was running then.
+	ahead   uint64
+	attempt uint64
+}
+
+// tomb remembers the order of deletions; it is stale if the slot has moved on.
+type tomb struct {
+	slot *slot
+	rev  uint64
+}
+
+// change is one entry of the log as handed to a view.
+type change struct {
+	ref fleet.NodeRef
+	rev uint64
+	ver *version // nil: deleted
+}
+
+// board is the smart cache of one cluster and its change log at once. Writers are the cluster's one consumer and the
+// answers to own writes; readers copy what they need under the read lock and render outside of it.
+type board struct {
+	cluster  string
+	clock    *atomic.Uint64 // of the whole process; advanced only under mu
+	maxTombs int
+	notify   func() // called after every visible change, outside of mu; never blocks
+
+	mu        sync.RWMutex // guards everything below, and the slots but for newest
+	slots     map[string]*slot
+	head      slot // ring in order of rev
+	tombs     []tomb
+	dead      int    // slots that are tombstones
+	purged    uint64 // highest revision of a forgotten tombstone
+	attempt   uint64 // number of the list under way or done
+	status    fleet.Cluster
+	statusRev uint64 // last visible change of status, not of its counters
+	countsRev uint64 // last change of the counters
+	facets    [facetCount]map[string]int
+
+	lastEvent   atomic.Int64 // unix nanoseconds
+	lastLive    atomic.Int64 // unix nanoseconds of the last complete list
+	significant atomic.Uint64
+	quiet       atomic.Uint64 // updates that nobody would notice
+}
+
+const (
+	facetZone = iota
+	facetRole
+	facetType
+	facetVersion
+	facetCount
+)
+
+func newBoard(c kube.Cluster, clock *atomic.Uint64, maxTombs int, notify func()) *board {
+	b := &board{cluster: c.Name, clock: clock, maxTombs: maxTombs, notify: notify, slots: map[string]*slot{}}
+	b.head.prev, b.head.next = &b.head, &b.head
+	for i := range b.facets {
+		b.facets[i] = map[string]int{}
+	}
+	b.status = fleet.Cluster{Name: c.Name, Server: c.Server, State: fleet.ClusterConnecting, Since: time.Now()}
+	b.statusRev = clock.Add(1) // nobody else knows the board yet
+	b.countsRev = b.statusRev
+	return b
+}
+
+// convert does everything that needs no lock. A node that cannot be packed is shown all the same; only its full object
+// is missing.
+func (b *board) convert(n *corev1.Node) (*fleet.Node, kube.Packed, error) {
+	kube.Strip(n)
+	node := kube.Node(b.cluster, n)
+	node.UpdatedAt = time.Now().UTC()
+	full, err := kube.Pack(n)
+	return node, full, err
+}
+
+// apply stores what the watch said about one node.
+func (b *board) apply(n *corev1.Node) error {
+	node, full, err := b.convert(n)
+	rv := numeric(node.ResourceVersion)
+	b.touch()
+	visible := func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if s := b.slots[node.Ref.Name]; s != nil && s.ver != nil && s.ahead > 0 {
+			if s.ver.node.UID == node.UID && rv > 0 && rv < s.ahead {
+				return false // the answer to our own write was newer
+			}
+			s.ahead = 0
+		}
+		return b.put(node, full)
+	}()
+	b.done(visible)
+	return err
+}
+
+// remove stores what the watch said about a deletion.
+func (b *board) remove(name, uid string, rv string) {
+	b.touch()
+	visible := func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		s := b.slots[name]
+		if s == nil || s.ver == nil {
+			return false
+		}
+		if uid != "" && s.ver.node.UID != uid && s.ahead > 0 && numeric(rv) < s.ahead {
+			return false // an older namesake of a node that we wrote to since
+		}
+		b.drop(s)
+		return true
+	}()
+	if visible {
+		b.significant.Add(1)
+		b.notify()
+	}
+}
+
+// replace makes the board what a complete list says: what the list does not name is gone.
+func (b *board) replace(list []*corev1.Node) error {
+	type converted struct {
+		node *fleet.Node
+		full kube.Packed
+	}
+	all := make([]converted, len(list))
+	names := make(map[string]struct{}, len(list))
+	var failed error
+	for i, n := range list {
+		node, full, err := b.convert(n)
+		if err != nil {
+			failed = err
+		}
+		all[i] = converted{node, full}
+		names[node.Ref.Name] = struct{}{}
+	}
+	b.touch()
+	func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, c := range all {
+			s := b.slots[c.node.Ref.Name]
+			if s != nil && s.ver != nil && s.ahead > 0 {
+				// A list that was under way when we wrote does not know of it; the watch that follows will. Any other
+				// list is the truth, even with a lower resource version: etcd may have been restored from a backup.
+				if s.attempt == b.attempt && s.ver.node.UID == c.node.UID && numeric(c.node.ResourceVersion) < s.ahead {
+					continue
+				}
+				s.ahead = 0
+			}
+			b.put(c.node, c.full)
+		}
+		var gone []*slot
+		for name, s := range b.slots {
+			if _, ok := names[name]; !ok && s.ver != nil {
+				gone = append(gone, s)
+			}
+		}
+		slices.SortFunc(gone, func(a, c *slot) int { return int(int64(a.rev) - int64(c.rev)) })
+		for _, s := range gone {
+			b.drop(s)
+		}
+	}()
+	b.notify()
+	return failed
+}
+
+// observe stores the answer to an own write, so that the writer's next page shows it. Only a node that is here, with
+// the same UID and an older version, is touched: everything else is for the watch to say.
+func (b *board) observe(n *corev1.Node) (taken bool, err error) {
+	node, full, err := b.convert(n.DeepCopy())
+	rv := numeric(node.ResourceVersion)
+	visible := func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		s := b.slots[node.Ref.Name]
+		if s == nil || s.ver == nil || s.ver.node.UID != node.UID || rv == 0 {
+			return false
+		}
+		if rv <= numeric(s.newest.Load().ResourceVersion) {
+			return false
+		}
+		taken = true
+		visible := b.put(node, full)
+		s.ahead, s.attempt = rv, b.attempt
+		return visible
+	}()
+	if taken {
+		b.done(visible)
+	}
+	return taken, err
+}
+
+// begin marks the start of a list.
+func (b *board) begin() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.attempt++
+}
+
+func (b *board) done(visible bool) {
+	if !visible {
+		b.quiet.Add(1)
+		return
+	}
+	b.significant.Add(1)
+	b.notify()
+}
+
+func (b *board) eventAt() time.Time   { return time.Unix(0, b.lastEvent.Load()) }
+func (b *board) markLive()            { b.lastLive.Store(time.Now().UnixNano()) }
+func (b *board) liveSince() time.Time { return time.Unix(0, b.lastLive.Load()) }
+
+// synced tells whether the board has ever had the whole cluster.
+func (b *board) synced() bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.status.Synced()
+}
+
+func (b *board) touch() { b.lastEvent.Store(time.Now().UnixNano()) }
+
+// tally is the cluster's counters as one comparable value. mu is held.
+func (b *board) tally() [4]int {
+	return [...]int{b.status.Nodes, b.status.Ready, b.status.NotReady, b.status.Cordoned}
+}
+
+// put stores a node that is new or newer, and tells whether anybody would notice. mu is held.
+func (b *board) put(node *fleet.Node, full kube.Packed) bool {
+	s := b.slots[node.Ref.Name]
+	if s != nil && s.ver != nil && s.ver.node.UID == node.UID {
+		what := compare(s.ver.node, node)
+		if what == 0 {
+			node.Revision = s.rev
+			s.full = full
+			s.newest.Store(node)
+			return false
+		}
+		rev := b.clock.Add(1)
+		fields := s.ver.fields
+		for i := range fields {
+			if what&(1<<i) != 0 {
+				fields[i] = rev
+			}
+		}
+		before := b.tally()
+		b.account(s.ver.node, -1)
+		b.move(s, rev, &version{node: node, added: s.ver.added, fields: fields}, full)
+		if b.tally() != before {
+			b.countsRev = rev
+		}
+		return true
+	}
+	// A new node, or another one of the same name.
+	rev := b.clock.Add(1)
+	switch {
+	case s == nil:
+		s = &slot{name: node.Ref.Name}
+		b.slots[s.name] = s
+	case s.ver == nil:
+		b.dead--
+	default:
+		b.account(s.ver.node, -1)
+	}
+	s.ahead = 0
+	b.move(s, rev, &version{node: node, added: rev}, full)
+	b.countsRev = rev
+	return true
+}
+
+// move puts a slot at the end of the log with a new visible state. mu is held.
+func (b *board) move(s *slot, rev uint64, v *version, full kube.Packed) {
+	v.node.Revision = rev
+	v.kubelet = kubeletOrder(v.node.Info.KubeletVersion)
+	v.cells = &cells{}
+	v.slot = s
+	b.account(v.node, 1)
+	s.ver, s.full = v, full
+	s.newest.Store(v.node)
+	b.append(s, rev)
+}
+
+func (b *board) append(s *slot, rev uint64) {
+	if s.prev != nil {
+		s.prev.next, s.next.prev = s.next, s.prev
+	}
+	s.rev = rev
+	s.prev, s.next = b.head.prev, &b.head
+	b.head.prev.next, b.head.prev = s, s
+}
+
+// drop makes a slot a tombstone and forgets the oldest ones beyond the limit. mu is held.
+func (b *board) drop(s *slot) {
+	b.account(s.ver.node, -1)
+	s.ver, s.full, s.ahead = nil, nil, 0
+	s.newest.Store(nil)
+	b.append(s, b.clock.Add(1))
+	b.countsRev = s.rev
+	b.tombs = append(b.tombs, tomb{s, s.rev})
+	b.dead++
+	for b.dead > b.maxTombs {
+		t := b.tombs[0]
+		b.tombs = b.tombs[1:]
+		if t.slot.rev != t.rev || t.slot.ver != nil {
+			continue // the node came back since
+		}
+		t.slot.prev.next, t.slot.next.prev = t.slot.next, t.slot.prev
+		t.slot.prev, t.slot.next = nil, nil
+		delete(b.slots, t.slot.name)
+		b.dead--
+		b.purged = t.rev
+	}
+	// Deletions of nodes that came back leave stale entries behind; they must not add up.
+	if len(b.tombs) > 2*b.maxTombs+16 {
+		b.tombs = slices.DeleteFunc(b.tombs, func(t tomb) bool { return t.slot.rev != t.rev || t.slot.ver != nil })
+	}
+}
+
+// account keeps counters and facets. mu is held.
+func (b *board) account(n *fleet.Node, by int) {
+	b.status.Nodes += by
+	if n.Status == fleet.StatusReady {
+		b.status.Ready += by
+	} else {
+		b.status.NotReady += by
+	}
+	if !n.Schedulable {
+		b.status.Cordoned += by
+	}
+	add := func(facet int, value string) {
+		if value == "" {
+			return
+		}
+		if b.facets[facet][value] += by; b.facets[facet][value] == 0 {
+			delete(b.facets[facet], value)
+		}
+	}
+	add(facetZone, n.Zone())
+	add(facetType, n.InstanceType())
+	add(facetVersion, n.Info.KubeletVersion)
+	for _, r := range n.Roles {
+		add(facetRole, r)
+	}
+}
+
+// since returns what changed after a revision of this board, in order, and the board's last revision. Complete is false
+// when deletions in that span were forgotten: then the caller has to look for what is missing by itself, with live.
+func (b *board) since(rev uint64) (log []change, last uint64, complete bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for s := b.head.prev; s != &b.head && s.rev > rev; s = s.prev {
+		log = append(log, change{fleet.NodeRef{Cluster: b.cluster, Name: s.name}, s.rev, s.ver})
+	}
+	slices.Reverse(log)
+	return log, max(rev, b.head.prev.rev), rev >= b.purged
+}
+
+// live is the set of names that are here now.
+func (b *board) live() map[string]struct{} {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	names := make(map[string]struct{}, len(b.slots))
+	for name, s := range b.slots {
+		if s.ver != nil {
+			names[name] = struct{}{}
+		}
+	}
+	return names
+}
+
+func (b *board) horizon() uint64 {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.purged
+}
+
+// node is the newest object of a name with its visible state; nil if there is none.
+func (b *board) node(name string) (*fleet.Node, *version) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	s := b.slots[name]
+	if s == nil || s.ver == nil {
+		return nil, nil
+	}
+	return s.newest.Load(), s.ver
+}
+
+func (b *board) packed(name string) (kube.Packed, bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	s := b.slots[name]
+	if s == nil || s.ver == nil {
+		return nil, false
+	}
+	return s.full, true
+}
+
+// clusterAt is a cluster as it was at a revision.
+type clusterAt struct {
+	fleet.Cluster
+	rev    uint64 // of the last visible change of the state
+	counts uint64 // of the last change of the counters
+	raw    uint64 // the board's own word for rev
+}
+
+func (b *board) state() clusterAt {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	c := clusterAt{b.status, b.statusRev, b.countsRev, b.statusRev}
+	if at := b.lastEvent.Load(); at != 0 {
+		c.LastEvent = time.Unix(0, at)
+	}
+	return c
+}
+
+// setStatus changes the cluster's state; the revision moves if anybody would notice.
+func (b *board) setStatus(change func(*fleet.Cluster)) {
+	visible := func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		before := b.status
+		change(&b.status)
+		if before == b.status {
+			return false
+		}
+		b.statusRev = b.clock.Add(1)
+		return true
+	}()
+	if visible {
+		b.notify()
+	}
+}
+
+// values adds the board's facets to the sets.
+func (b *board) values(sets *[facetCount]map[string]struct{}) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for i, m := range b.facets {
+		for v := range maps.Keys(m) {
+			sets[i][v] = struct{}{}
+		}
+	}
+}
+
+// numeric is a resource version as a number; 0 if it is none. Those of one API server compare as numbers; Kubernetes
+// guarantees it since 1.35 and has always done so.
+func numeric(rv string) uint64 {
+	n, err := strconv.ParseUint(rv, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}

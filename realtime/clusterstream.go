@@ -1,0 +1,144 @@
+package realtime
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// fleetView is the clusters page as everybody sees it.
+type fleetView struct {
+	mu       sync.Mutex // guards everything below
+	rev      uint64
+	topology uint64
+	moved    uint64 // last time a cluster came or went
+	clusters []clusterSeen
+	sig      chan struct{}
+}
+
+// clusterSeen is a cluster with the place of its last change in this view's own order of things.
+type clusterSeen struct {
+	fleet.Cluster
+	state, counts uint64 // the board's words for its last change
+	rev           uint64
+}
+
+// sync brings the page up to date and wakes its readers if it changed.
+func (f *fleetView) sync(m *Manager) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	upto, topology, boards := m.snapshot()
+	if upto == f.rev {
+		return
+	}
+	old := make(map[string]clusterSeen, len(f.clusters))
+	for _, c := range f.clusters {
+		old[c.Name] = c
+	}
+	changed := topology != f.topology
+	if changed {
+		f.moved = upto
+	}
+	next := make([]clusterSeen, 0, len(boards))
+	for name, b := range boards {
+		at := b.state()
+		c := clusterSeen{at.Cluster, at.raw, at.counts, upto}
+		if before, ok := old[name]; ok && before.state == c.state && before.counts == c.counts {
+			c.rev = before.rev
+		} else {
+			changed = true
+		}
+		next = append(next, c)
+	}
+	slices.SortFunc(next, func(a, b clusterSeen) int { return strings.Compare(a.Name, b.Name) })
+	f.clusters, f.topology, f.rev = next, topology, upto
+	if changed {
+		close(f.sig)
+		f.sig = make(chan struct{})
+	}
+}
+
+func (f *fleetView) read() (clusters []clusterSeen, rev, moved uint64, next <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.clusters), f.rev, f.moved, f.sig
+}
+
+// clusterGap is the least distance of two messages about clusters: their counters move with every node.
+const clusterGap = 250 * time.Millisecond
+
+// Clusters serves the live rows of the clusters page. As JSON it sends one event `cluster` per cluster that changed
+// and `reset` before the whole state.
+func (s *Streamer) Clusters(w http.ResponseWriter, r *http.Request, cs ClusterStream) error {
+	return s.serve(w, r, cs.Viewer, "clusters", s.pumpClusters)
+}
+
+func (s *Streamer) pumpClusters(ctx context.Context, c *conn) error {
+	f := &s.m.fleet
+	f.sync(s.m)
+	cur, known := s.m.parseCursor(c.viewer.Since)
+	pace := &pacer{rate: 4, most: clusterGap}
+	return s.loop(ctx, c, pace, func() string { return s.m.cursor(cur) },
+		func() ([]frame, <-chan struct{}, bool) {
+			clusters, rev, moved, next := f.read()
+			whole := !known || cur < moved || cur > rev
+			since := cmp.Or(cur, 0)
+			if whole {
+				since = 0
+			}
+			changed := slices.DeleteFunc(clusters, func(c clusterSeen) bool { return c.rev <= since })
+			cur, known = rev, true
+			if len(changed) == 0 && !whole {
+				return nil, next, false
+			}
+			if c.viewer.Format == JSON {
+				return s.clusterMessages(changed, whole, cur), next, false
+			}
+			return []frame{s.clusterRows(changed, whole, cur, c.viewer.Lang)}, next, false
+		})
+}
+
+func (s *Streamer) clusterRows(clusters []clusterSeen, whole bool, rev uint64, lang string) frame {
+	var b []byte
+	if whole {
+		b = partialStart(b, "#rows", "innerMorph")
+	}
+	for _, c := range clusters {
+		row := oneLine(s.render.safely("cluster row", func() []byte { return s.render.ClusterRow(c.Cluster, lang) }))
+		if whole {
+			b = append(b, row...)
+		} else {
+			b = appendRow(b, row)
+		}
+	}
+	if whole {
+		b = partialEnd(b)
+	}
+	return event(s.m.cursor(rev), "", b)
+}
+
+func (s *Streamer) clusterMessages(clusters []clusterSeen, whole bool, rev uint64) []frame {
+	var frames []frame
+	if whole {
+		frames = append(frames, jsonEvent(s.m.partial(rev), message{Type: typeReset, Time: time.Now()}))
+	}
+	for i, c := range clusters {
+		data, err := fleet.ClusterJSON(c.Cluster)
+		if err != nil {
+			s.log.Error("cluster not encodable", "cluster", c.Name, "err", err)
+			continue
+		}
+		id := s.m.partial(rev)
+		if i == len(clusters)-1 {
+			id = s.m.cursor(rev)
+		}
+		frames = append(frames, event(id, "cluster", data))
+	}
+	return frames
+}

@@ -1,0 +1,482 @@
+package realtime
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+)
+
+// Manager watches clusters and answers from what it has seen. Clusters come and go while it runs.
+type Manager struct {
+	cfg     ManagerConfig
+	render  *renderer
+	metrics *metrics
+	clock   atomic.Uint64 // the one revision counter of the process
+	wake    chan struct{} // something visible changed; capacity 1
+	syncs   chan struct{} // first lists under way; see maxFirstLists
+
+	mu       sync.RWMutex      // guards everything below
+	boards   map[string]*board // never changed in place
+	runs     map[string]*supervisor
+	topology uint64
+	removed  uint64          // revision of the last removal
+	ctx      context.Context // of Run; nil before
+	ended    bool
+	running  sync.WaitGroup // supervisors
+
+	viewsMu sync.Mutex // guards views and their users
+	views   map[string]*view
+	uses    uint64
+
+	fleet fleetView
+}
+
+// maxFirstLists is how many clusters may be in their first list at once: lists are what costs memory.
+const maxFirstLists = 4
+
+// NewManager returns a Manager without clusters. It starts nothing.
+func NewManager(cfg ManagerConfig) *Manager {
+	cfg.Probe = or(cfg.Probe, 10*time.Second)
+	cfg.Silence = or(cfg.Silence, 90*time.Second)
+	cfg.BackoffMin = or(cfg.BackoffMin, 500*time.Millisecond)
+	cfg.BackoffMax = or(cfg.BackoffMax, 30*time.Second)
+	cfg.Tombstones = or(cfg.Tombstones, 1024)
+	cfg.IdleViews = or(cfg.IdleViews, 64)
+	if cfg.Epoch == "" {
+		cfg.Epoch = strings.ToLower(rand.Text()[:10])
+	}
+	cfg.Logger = cfg.Logger.With("component", "realtime")
+	m := &Manager{
+		cfg: cfg, render: &renderer{Renderer: cfg.Render, log: cfg.Logger},
+		wake: make(chan struct{}, 1), syncs: make(chan struct{}, maxFirstLists),
+		boards: map[string]*board{}, runs: map[string]*supervisor{}, topology: 1,
+		views: map[string]*view{},
+	}
+	m.fleet.sig = make(chan struct{})
+	m.metrics = newMetrics(cfg.Metrics, m)
+	return m
+}
+
+var errRunning = errors.New("the manager runs already")
+
+// Run watches every cluster and keeps the views of everybody who looks up to date, until ctx ends; it returns when all
+// of that has ended. A Manager runs once.
+func (m *Manager) Run(ctx context.Context) error {
+	if err := m.start(ctx); err != nil {
+		return err
+	}
+	m.feed(ctx)
+	m.mu.Lock()
+	m.ended = true // no supervisor starts from here on
+	m.mu.Unlock()
+	m.running.Wait()
+	return nil
+}
+
+func (m *Manager) start(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx != nil {
+		return errRunning
+	}
+	m.ctx = ctx
+	for _, s := range m.runs {
+		m.launch(s)
+	}
+	return nil
+}
+
+// launch starts a supervisor. mu is held and ctx is set.
+func (m *Manager) launch(s *supervisor) {
+	ctx, cancel := context.WithCancel(m.ctx)
+	s.cancel = cancel
+	m.running.Go(func() {
+		defer close(s.done)
+		defer cancel()
+		s.run(ctx)
+	})
+}
+
+// Add begins to watch a cluster, at once if the manager runs. A name that is taken is ErrConflict.
+func (m *Manager) Add(c kube.Cluster) error {
+	if c.Name == "" {
+		return fleet.Invalid("name", "must not be empty")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		return fmt.Errorf("adding cluster %s: the manager has ended: %w", c.Name, fleet.ErrUnavailable)
+	}
+	if m.boards[c.Name] != nil {
+		return fmt.Errorf("cluster %s is here already: %w", c.Name, fleet.ErrConflict)
+	}
+	b := newBoard(c, &m.clock, m.cfg.Tombstones, m.poke)
+	s := newSupervisor(m, c, b)
+	boards := maps.Clone(m.boards)
+	boards[c.Name] = b
+	m.boards, m.runs[c.Name] = boards, s
+	m.topology++
+	if m.ctx != nil {
+		m.launch(s)
+	}
+	m.poke()
+	return nil
+}
+
+// Remove ends the watch of a cluster and forgets everything about it. It returns when nothing of it runs any more.
+func (m *Manager) Remove(name string) error {
+	s, err := m.detach(name)
+	if err != nil {
+		return err
+	}
+	m.poke()
+	if s.cancel != nil {
+		s.cancel()
+		<-s.done
+	}
+	s.cluster.CloseIdle()
+	m.metrics.forget(name)
+	return nil
+}
+
+func (m *Manager) detach(name string) (*supervisor, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.runs[name]
+	if s == nil {
+		return nil, fmt.Errorf("cluster %s: %w", name, fleet.ErrNotFound)
+	}
+	boards := maps.Clone(m.boards)
+	delete(boards, name)
+	delete(m.runs, name)
+	m.boards = boards
+	m.topology++
+	m.removed = m.clock.Add(1)
+	return s, nil
+}
+
+// Retry makes a cluster that waits for its next attempt try now.
+func (m *Manager) Retry(name string) error {
+	m.mu.RLock()
+	s := m.runs[name]
+	m.mu.RUnlock()
+	if s == nil {
+		return fmt.Errorf("cluster %s: %w", name, fleet.ErrNotFound)
+	}
+	select {
+	case s.now <- struct{}{}:
+	default: // asked already
+	}
+	return nil
+}
+
+// Started tells whether every cluster has its supervisor.
+func (m *Manager) Started() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.ctx != nil && !m.ended
+}
+
+func (m *Manager) poke() {
+	select {
+	case m.wake <- struct{}{}:
+	default: // the feeder has not looked yet
+	}
+}
+
+// feed keeps every view that somebody watches up to date: one pass for everything that changed since the last one.
+// Passes begin at once, and keep a distance of three times their own cost, so that a flood of changes becomes fewer
+// and larger steps instead of a busy processor.
+func (m *Manager) feed(ctx context.Context) {
+	rest := time.NewTimer(0)
+	defer rest.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.wake:
+		}
+		began := time.Now()
+		m.fleet.sync(m)
+		for _, v := range m.watched() {
+			m.follow(v)
+		}
+		cost := time.Since(began)
+		m.metrics.pass.Observe(cost.Seconds())
+		rest.Reset(min(3*cost, maxRest))
+		select {
+		case <-ctx.Done():
+			return
+		case <-rest.C:
+		}
+	}
+}
+
+const maxRest = 100 * time.Millisecond
+
+// follow brings one view up to date. A predicate or an order that panics over an odd node costs its own view only.
+func (m *Manager) follow(v *view) {
+	defer func() {
+		if p := recover(); p != nil {
+			m.cfg.Logger.Error("view panicked", "view", v.key, "panic", p, "stack", stack())
+		}
+	}()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.sync()
+}
+
+func stack() string { return string(debug.Stack()) }
+
+func (m *Manager) watched() []*view {
+	m.viewsMu.Lock()
+	defer m.viewsMu.Unlock()
+	views := make([]*view, 0, len(m.views))
+	for _, v := range m.views {
+		if v.users > 0 {
+			views = append(views, v)
+		}
+	}
+	return views
+}
+
+// acquire returns the view of a query, which stays until release.
+func (m *Manager) acquire(q *Query) *view {
+	m.viewsMu.Lock()
+	defer m.viewsMu.Unlock()
+	key := q.viewKey()
+	v := m.views[key]
+	if v == nil {
+		v = newView(m, q)
+		m.views[key] = v
+	}
+	v.users++
+	return v
+}
+
+// release lets go of a view. Views that nobody uses stay for a while, so that a page that was just rendered finds its
+// view again when its stream connects; the least recently used go first.
+func (m *Manager) release(v *view) {
+	m.viewsMu.Lock()
+	defer m.viewsMu.Unlock()
+	m.uses++
+	v.users--
+	v.used = m.uses
+	if v.users > 0 {
+		return
+	}
+	idle := 0
+	var oldest *view
+	for _, o := range m.views {
+		if o.users > 0 {
+			continue
+		}
+		idle++
+		if oldest == nil || o.used < oldest.used {
+			oldest = o
+		}
+	}
+	if idle > m.cfg.IdleViews {
+		delete(m.views, oldest.key)
+	}
+}
+
+// snapshot is the process's revision and the boards, read in this order and under one lock: a removal that the boards
+// show is within the revision.
+func (m *Manager) snapshot() (upto, topology uint64, boards map[string]*board) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.clock.Load(), m.topology, m.boards
+}
+
+func (m *Manager) removedAt() uint64 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.removed
+}
+
+func (m *Manager) board(name string) *board {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.boards[name]
+}
+
+// Window is the page of the query with the cursor it was read at, in one step under one lock.
+func (m *Manager) Window(q *Query, lang string) Window {
+	v := m.acquire(q)
+	defer m.release(v)
+	w, page := v.read(q)
+	w.Cursor = m.cursor(w.Revision)
+	for _, ver := range page {
+		w.Nodes = append(w.Nodes, ver.newest())
+		w.Rows = append(w.Rows, m.render.row(ver, lang))
+	}
+	var sets [facetCount]map[string]struct{}
+	for i := range sets {
+		sets[i] = map[string]struct{}{}
+	}
+	_, _, boards := m.snapshot()
+	for name, b := range boards {
+		if q.Cluster == "" || q.Cluster == name {
+			b.values(&sets)
+		}
+	}
+	w.Facets = Facets{
+		Zones: sorted(sets[facetZone]), Roles: sorted(sets[facetRole]),
+		Types: sorted(sets[facetType]), Versions: sorted(sets[facetVersion]),
+	}
+	return w
+}
+
+// read is everything of a window that has to be of one moment.
+func (v *view) read(q *Query) (Window, []*version) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.sync()
+	page, items := v.slice(pageKey{q.Page, q.PerPage})
+	w := Window{
+		Revision: v.rev, Total: len(v.order), Page: page, Pages: v.pages(q.PerPage), Counts: v.counts,
+		Nodes: make([]*fleet.Node, 0, len(items)), Rows: make([][]byte, 0, len(items)),
+	}
+	for _, c := range v.clusters {
+		w.Clusters = append(w.Clusters, c.Cluster)
+	}
+	out := make([]*version, len(items))
+	for i, it := range items {
+		out[i] = it.ver
+	}
+	return w, out
+}
+
+func sorted(set map[string]struct{}) []string { return slices.Sorted(maps.Keys(set)) }
+
+// Matching lists the refs of every node the query matches, whatever the page, in the query's order, at most limit.
+func (m *Manager) Matching(q *Query, limit int) []fleet.NodeRef {
+	v := m.acquire(q)
+	defer m.release(v)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.sync()
+	refs := make([]fleet.NodeRef, 0, min(limit, len(v.order)))
+	for _, it := range v.order[:min(limit, len(v.order))] {
+		refs = append(refs, it.ref)
+	}
+	return refs
+}
+
+func (m *Manager) find(ref fleet.NodeRef) (*board, *fleet.Node, *version, error) {
+	b := m.board(ref.Cluster)
+	if b == nil {
+		return nil, nil, nil, fmt.Errorf("cluster %s: %w", ref.Cluster, fleet.ErrNotFound)
+	}
+	n, ver := b.node(ref.Name)
+	if n == nil {
+		return nil, nil, nil, fmt.Errorf("node %s: %w", ref, fleet.ErrNotFound)
+	}
+	return b, n, ver, nil
+}
+
+// Node is the newest the manager knows of a node; ErrNotFound for an unknown cluster or node.
+func (m *Manager) Node(ref fleet.NodeRef) (*fleet.Node, error) {
+	_, n, _, err := m.find(ref)
+	return n, err
+}
+
+// FullNode is the whole corev1.Node as cached, as JSON.
+func (m *Manager) FullNode(ref fleet.NodeRef) ([]byte, error) {
+	b, _, _, err := m.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	full, ok := b.packed(ref.Name)
+	if !ok {
+		return nil, fmt.Errorf("node %s: %w", ref, fleet.ErrNotFound)
+	}
+	if len(full) == 0 {
+		return nil, fmt.Errorf("node %s is not cached whole: %w", ref, fleet.ErrUnavailable)
+	}
+	return kube.FullJSON(full)
+}
+
+// Row is the node's live row as rendered for lists.
+func (m *Manager) Row(ref fleet.NodeRef, lang string) ([]byte, error) {
+	_, _, ver, err := m.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return m.render.row(ver, lang), nil
+}
+
+// Clusters is every cluster with its state, in order of name.
+func (m *Manager) Clusters() []fleet.Cluster {
+	_, _, boards := m.snapshot()
+	out := make([]fleet.Cluster, 0, len(boards))
+	for _, b := range boards {
+		out = append(out, b.state().Cluster)
+	}
+	slices.SortFunc(out, func(a, b fleet.Cluster) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// podsTimeout bounds a read of pods: a person waits for it.
+const podsTimeout = 10 * time.Second
+
+// Pods reads the pods of a node from the API server, now.
+func (m *Manager) Pods(ctx context.Context, ref fleet.NodeRef) (fleet.PodList, error) {
+	if _, _, _, err := m.find(ref); err != nil {
+		return fleet.PodList{}, err
+	}
+	client, err := m.Client(ref.Cluster)
+	if err != nil {
+		return fleet.PodList{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, podsTimeout)
+	defer cancel()
+	pods, err := kube.Pods(ctx, client, ref.Name)
+	if err != nil {
+		return fleet.PodList{}, err
+	}
+	return fleet.PodList{Pods: pods, Read: time.Now().UTC()}, nil
+}
+
+// Client is the client for operations on a cluster; ErrNotFound for an unknown one, ErrUnavailable for one whose
+// kubeconfig yields none.
+func (m *Manager) Client(cluster string) (kubernetes.Interface, error) {
+	m.mu.RLock()
+	s := m.runs[cluster]
+	m.mu.RUnlock()
+	switch {
+	case s == nil:
+		return nil, fmt.Errorf("cluster %s: %w", cluster, fleet.ErrNotFound)
+	case s.cluster.Ops == nil:
+		return nil, fmt.Errorf("cluster %s: %w: %w", cluster, fleet.ErrUnavailable, s.cluster.Fault)
+	}
+	return s.cluster.Ops, nil
+}
+
+// Observe takes the object that an own write returned into the cache, so that the writer's next page shows it. It
+// never brings a deleted node back and never replaces a newer object; the watch's later event of the same version
+// changes nothing any more.
+func (m *Manager) Observe(cluster string, n *corev1.Node) {
+	b := m.board(cluster)
+	if b == nil || n == nil {
+		return
+	}
+	if _, err := b.observe(n); err != nil {
+		m.cfg.Logger.Warn("node of an own write not cached whole", "cluster", cluster, "node", n.Name, "err", err)
+	}
+}

@@ -1,0 +1,132 @@
+package realtime
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// Metrics are labelled by cluster and never by node.
+
+type metrics struct {
+	pass       prometheus.Histogram
+	events     *prometheus.CounterVec
+	relists    *prometheus.CounterVec
+	reconnects *prometheus.CounterVec
+}
+
+func (m *metrics) forget(cluster string) {
+	m.events.DeleteLabelValues(cluster)
+	m.relists.DeleteLabelValues(cluster)
+	m.reconnects.DeleteLabelValues(cluster)
+}
+
+func newMetrics(reg prometheus.Registerer, mgr *Manager) *metrics {
+	byCluster := []string{"cluster"}
+	m := &metrics{
+		pass: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "knm_realtime_pass_seconds",
+			Help:    "Time to bring every watched view up to date with what changed since the last pass.",
+			Buckets: prometheus.ExponentialBuckets(10e-6, 4, 9),
+		}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "knm_realtime_watch_events_total", Help: "Node events received from the API server.",
+		}, byCluster),
+		relists: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "knm_realtime_lists_total", Help: "Complete lists received from the API server.",
+		}, byCluster),
+		reconnects: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "knm_realtime_attempts_ended_total", Help: "Connections to a cluster that ended, whatever the cause.",
+		}, byCluster),
+	}
+	register(reg, m.pass, m.events, m.relists, m.reconnects, &clusterCollector{mgr}, prometheus.NewCounterFunc(
+		prometheus.CounterOpts{Name: "knm_realtime_rows_rendered_total", Help: "Node rows rendered."},
+		func() float64 { return float64(mgr.render.made.Load()) },
+	), prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Name: "knm_realtime_views", Help: "Views held, watched or idle."},
+		func() float64 {
+			mgr.viewsMu.Lock()
+			defer mgr.viewsMu.Unlock()
+			return float64(len(mgr.views))
+		},
+	))
+	return m
+}
+
+func register(reg prometheus.Registerer, cs ...prometheus.Collector) {
+	if reg == nil {
+		return
+	}
+	reg.MustRegister(cs...) // a name twice is a mistake of the program's start
+}
+
+// clusterCollector reads the boards when it is asked, so that a removed cluster leaves nothing behind.
+type clusterCollector struct{ m *Manager }
+
+var (
+	descState = prometheus.NewDesc("knm_realtime_cluster_state",
+		"1 for the state the cluster is in.", []string{"cluster", "state"}, nil)
+	descNodes = prometheus.NewDesc("knm_realtime_cluster_nodes",
+		"Nodes in the cache.", []string{"cluster"}, nil)
+	descLastEvent = prometheus.NewDesc("knm_realtime_cluster_last_event_timestamp_seconds",
+		"When the last watch event or bookmark came.", []string{"cluster"}, nil)
+	descSignificant = prometheus.NewDesc("knm_realtime_changes_total",
+		"Node changes stored, by whether anybody would notice.", []string{"cluster", "visible"}, nil)
+)
+
+var clusterStates = []fleet.ClusterState{
+	fleet.ClusterConnecting, fleet.ClusterSyncing, fleet.ClusterLive, fleet.ClusterStale, fleet.ClusterUnreachable,
+	fleet.ClusterUnauthorized, fleet.ClusterForbidden, fleet.ClusterStopped,
+}
+
+func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- descState
+	ch <- descNodes
+	ch <- descLastEvent
+	ch <- descSignificant
+}
+
+func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
+	_, _, boards := c.m.snapshot()
+	for name, b := range boards {
+		s := b.state()
+		for _, state := range clusterStates {
+			var v float64
+			if s.State == state {
+				v = 1
+			}
+			ch <- prometheus.MustNewConstMetric(descState, prometheus.GaugeValue, v, name, string(state))
+		}
+		ch <- prometheus.MustNewConstMetric(descNodes, prometheus.GaugeValue, float64(s.Nodes), name)
+		if !s.LastEvent.IsZero() {
+			at := float64(s.LastEvent.UnixNano()) / 1e9
+			ch <- prometheus.MustNewConstMetric(descLastEvent, prometheus.GaugeValue, at, name)
+		}
+		for visible, n := range map[string]uint64{"true": b.significant.Load(), "false": b.quiet.Load()} {
+			ch <- prometheus.MustNewConstMetric(descSignificant, prometheus.CounterValue, float64(n), name, visible)
+		}
+	}
+}
+
+type streamMetrics struct {
+	bytes, events, refused, slow, resumed, fresh prometheus.Counter
+}
+
+func newStreamMetrics(reg prometheus.Registerer, s *Streamer) *streamMetrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := &streamMetrics{
+		bytes:   counter("knm_stream_bytes_total", "Bytes written to event streams."),
+		events:  counter("knm_stream_events_total", "Events written to event streams, headers included."),
+		refused: counter("knm_stream_refused_total", "Streams refused because there were too many."),
+		slow:    counter("knm_stream_cut_total", "Streams cut because their client took nothing or was gone."),
+		resumed: counter("knm_stream_resumed_total", "Streams that went on at their cursor."),
+		fresh:   counter("knm_stream_fresh_total", "Streams that began with the whole state."),
+	}
+	register(reg, m.bytes, m.events, m.refused, m.slow, m.resumed, m.fresh, prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Name: "knm_stream_open", Help: "Event streams open now."},
+		func() float64 { return float64(s.open()) },
+	))
+	return m
+}

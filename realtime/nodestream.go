@@ -1,0 +1,152 @@
+package realtime
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// Nodes serves the live stream of a node query or of one node's page.
+func (s *Streamer) Nodes(w http.ResponseWriter, r *http.Request, ns NodeStream) error {
+	q := ns.Query
+	if ns.Node != nil {
+		q = nodeQuery(*ns.Node)
+	}
+	if q == nil {
+		return fmt.Errorf("a node stream needs a query or a node: %w", fleet.ErrInvalid)
+	}
+	if q.Cluster != "" && s.m.board(q.Cluster) == nil {
+		return fmt.Errorf("cluster %s: %w", q.Cluster, fleet.ErrNotFound)
+	}
+	if ns.Format == JSON {
+		return s.serve(w, r, ns.Viewer, "nodes.json", func(ctx context.Context, c *conn) error { return s.pumpJSON(ctx, c, q) })
+	}
+	return s.serve(w, r, ns.Viewer, "nodes.html", func(ctx context.Context, c *conn) error { return s.pumpHTML(ctx, c, q) })
+}
+
+func (s *Streamer) pumpHTML(ctx context.Context, c *conn, q *Query) error {
+	v := s.m.acquire(q)
+	defer s.m.release(v)
+	p := v.watch(pageKey{q.Page, q.PerPage})
+	defer v.unwatch(p)
+	pos := &position{lang: c.viewer.Lang}
+	var ok bool
+	if pos.cur, ok = s.m.parseCursor(c.viewer.Since); !ok {
+		pos.reset = true
+		s.metrics.fresh.Inc()
+	} else {
+		s.metrics.resumed.Inc()
+	}
+	return s.loop(ctx, c, s.pace(), func() string { return s.m.cursor(pos.cur) },
+		func() ([]frame, <-chan struct{}, bool) {
+			if v.orphaned() {
+				return []frame{bye(s.m.cursor(pos.cur), byeCluster)}, nil, true
+			}
+			frames, next := v.html(p, pos)
+			return frames, next, false
+		})
+}
+
+func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
+	v := s.m.acquire(q)
+	defer s.m.release(v)
+	cur, known := s.m.parseCursor(c.viewer.Since)
+	snapshot, from, known := v.open(cur, known)
+	if known {
+		s.metrics.resumed.Inc()
+	} else {
+		s.metrics.fresh.Inc()
+	}
+	synced := false
+	reset := !known && c.viewer.Since != ""
+	// Nobody watches JSON with their eyes: no pacing.
+	return s.loop(ctx, c, &pacer{}, func() string { return s.m.cursor(cur) },
+		func() ([]frame, <-chan struct{}, bool) {
+			if v.orphaned() {
+				return []frame{bye(s.m.cursor(cur), byeCluster)}, nil, true
+			}
+			var frames []frame
+			if !known {
+				if reset {
+					frames = append(frames, jsonEvent(s.m.partial(from), message{Type: typeReset, Time: time.Now()}))
+					reset = false
+				}
+				n := min(maxRows, len(snapshot))
+				for _, ver := range snapshot[:n] {
+					frames = append(frames, v.opening(ver, from))
+				}
+				if snapshot = snapshot[n:]; len(snapshot) > 0 {
+					return frames, ready, false
+				}
+				cur, known = from, true
+			}
+			more, again, next := v.messages(&cur)
+			frames = append(frames, more...)
+			if again { // what this client has missed is forgotten
+				snapshot, from, known = v.open(0, false)
+				reset = true
+				synced = false
+				return frames, ready, false
+			}
+			if len(more) > 0 {
+				return frames, ready, false
+			}
+			if !synced {
+				frames = append(frames, v.syncedEvent(cur))
+				synced = true
+			}
+			return frames, next, false
+		})
+}
+
+// ready is a channel to wait for when there is more to send already.
+var ready = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// open is where a JSON stream begins: at the cursor if that is still good, with everything otherwise.
+func (v *view) open(cur uint64, known bool) (snapshot []*version, from uint64, ok bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.sync()
+	if known && cur >= v.purged && cur <= v.rev {
+		return nil, cur, true
+	}
+	return v.snapshot(), v.rev, false
+}
+
+// opening is a node as the first state says it. Its id is no cursor: half a state is none.
+func (v *view) opening(ver *version, rev uint64) frame {
+	ref := ver.node.Ref
+	return jsonEvent(v.m.partial(rev), message{
+		Type: nodeAdd, Cluster: ref.Cluster, Node: ref.Name, Data: v.m.render.json(ver), Time: ver.node.UpdatedAt,
+	})
+}
+
+// syncedEvent ends the first state. It names the clusters' states: no nodes of a cluster that is not live means
+// nothing.
+func (v *view) syncedEvent(cur uint64) frame {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	states := make(map[string]fleet.ClusterState, len(v.clusters))
+	for _, c := range v.clusters {
+		states[c.Name] = c.State
+	}
+	data, err := json.Marshal(struct {
+		Nodes    int                           `json:"nodes"`
+		Clusters map[string]fleet.ClusterState `json:"clusters"`
+	}{len(v.order), states})
+	if err != nil {
+		data = []byte("null") // strings and numbers always encode
+	}
+	return jsonEvent(v.m.cursor(cur), message{Type: typeSynced, Data: data, Time: time.Now()})
+}
+
+// orphaned tells that the query's one cluster is not here any more.
+func (v *view) orphaned() bool { return v.q.Cluster != "" && v.m.board(v.q.Cluster) == nil }

@@ -1,0 +1,442 @@
+package realtime
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// item is one node in a view's log: a member, or one that was and is not any more.
+type item struct {
+	ref        fleet.NodeRef
+	ver        *version // nil: not a member
+	rev        uint64   // its place in the log
+	entered    uint64   // revision at which it became a member
+	prev, next *item
+}
+
+// goner remembers the order in which members went; it is stale if the item has moved on.
+type goner struct {
+	item *item
+	rev  uint64
+}
+
+// view is what a query shows, shared by everybody who asks the same, whatever the page. It follows the boards
+// incrementally: a change costs one look at the predicate and one move in the order, however many people watch.
+type view struct {
+	key string
+	q   *Query
+	m   *Manager
+
+	users int // guarded by Manager.viewsMu
+	used  uint64
+
+	mu        sync.Mutex // guards everything below; taken before the locks of manager and boards
+	rev       uint64     // everything up to here is in
+	purged    uint64     // what went at or before this revision may be forgotten
+	topology  uint64     // which set of boards rev is about
+	boards    map[string]*board
+	seen      map[string]uint64 // how far each board was read
+	items     map[fleet.NodeRef]*item
+	head      item // ring in order of rev
+	gone      []goner
+	dead      int
+	order     []*item // members in the query's order
+	orderRev  uint64  // last time the order or the membership moved
+	counts    Counts
+	countsRev uint64
+	clusters  []clusterAt // in order of name
+	panes     map[pageKey]*pane
+	sig       chan struct{} // closed and replaced when the log moves
+	snap      []*version    // members in order, nil when outdated
+	jsonMemo  map[jsonKey]frame
+}
+
+type pageKey struct{ page, perPage int }
+
+// window is the rows of one page at one moment; it never changes.
+type window struct {
+	page int // the page shown; the last one if a later one was asked
+	refs []fleet.NodeRef
+	set  map[fleet.NodeRef]struct{}
+}
+
+// pane is one page of a view that somebody watches.
+type pane struct {
+	key   pageKey
+	users int
+	win   *window
+	rev   uint64 // last time the window's membership or order moved
+	sig   chan struct{}
+	memo  map[memoKey][]frame // what to send to whoever stands where; outdated with every signal
+}
+
+func newView(m *Manager, q *Query) *view {
+	v := &view{
+		key: q.viewKey(), q: q, m: m,
+		boards: map[string]*board{}, seen: map[string]uint64{}, items: map[fleet.NodeRef]*item{}, panes: map[pageKey]*pane{},
+		sig: make(chan struct{}),
+	}
+	v.head.prev, v.head.next = &v.head, &v.head
+	return v
+}
+
+// sync brings the view up to date. Readers are woken if what they see has changed. mu is held.
+//
+// The view's revision is the process's counter as it was before the boards were read, and never later than that: a
+// change of board A that comes after A was read and before B was read must not hide behind what B already showed.
+// What a board shows beyond it is taken too, so that no node is ever missing, and gets the view's revision as its place
+// in the log; each board's own position says that it need not be read again.
+func (v *view) sync() {
+	upto, topology, boards := v.m.snapshot()
+	if upto == v.rev {
+		return
+	}
+	first, rearranged := v.topology == 0, topology != v.topology
+	var log []change
+	if rearranged {
+		mine := boards
+		if v.q.Cluster != "" {
+			mine = map[string]*board{}
+			if b := boards[v.q.Cluster]; b != nil {
+				mine[v.q.Cluster] = b
+			}
+		}
+		for name, old := range v.boards {
+			if mine[name] != old {
+				log = append(log, v.members(name, v.rev+1, nil)...)
+				delete(v.seen, name)
+			}
+		}
+		v.boards, v.topology = mine, topology
+	}
+	for name, b := range v.boards {
+		seen := v.seen[name]
+		part, last, complete := b.since(seen)
+		v.seen[name] = last
+		if !complete {
+			if seen == 0 {
+				v.purged = max(v.purged, b.horizon())
+			} else {
+				log = append(log, v.members(name, v.rev+1, b.live())...)
+			}
+		}
+		for i := range part {
+			part[i].rev = min(part[i].rev, upto)
+		}
+		log = append(log, part...)
+	}
+	if first {
+		v.purged = max(v.purged, v.m.removedAt())
+	}
+	slices.SortStableFunc(log, func(a, b change) int { return cmp.Compare(a.rev, b.rev) })
+
+	before := v.counts
+	moved, touched := v.take(log, first)
+	if moved || first {
+		v.orderRev = upto
+	}
+	if before != v.counts || first {
+		v.countsRev = upto
+	}
+	stateMoved := v.takeStates(upto)
+	v.rev = upto
+	if len(touched) > 0 || rearranged {
+		v.snap, v.jsonMemo = nil, nil
+		close(v.sig)
+		v.sig = make(chan struct{})
+	}
+	for _, p := range v.panes {
+		v.refresh(p, touched, before != v.counts || stateMoved || rearranged)
+	}
+}
+
+// members says of every member of a cluster that is not among keep that it went.
+func (v *view) members(cluster string, rev uint64, keep map[string]struct{}) []change {
+	var log []change
+	for ref, it := range v.items {
+		if ref.Cluster != cluster || it.ver == nil {
+			continue
+		}
+		if _, ok := keep[ref.Name]; !ok {
+			log = append(log, change{ref: ref, rev: rev})
+		}
+	}
+	slices.SortFunc(log, func(a, b change) int { return a.ref.Compare(b.ref) })
+	return log
+}
+
+// take puts changes into log, order and counters. Moved tells that the order or the membership changed, touched names
+// every item that did.
+func (v *view) take(log []change, first bool) (moved bool, touched map[fleet.NodeRef]struct{}) {
+	touched = make(map[fleet.NodeRef]struct{}, len(log))
+	bulk := len(log) > 64 && len(log) > len(v.order)/8
+	for _, c := range log {
+		it := v.items[c.ref]
+		was := it != nil && it.ver != nil
+		is := c.ver != nil && v.q.Match(c.ver.node)
+		switch {
+		case was && is:
+			if it.ver == c.ver {
+				continue
+			}
+			if c.ver.added != it.ver.added {
+				it.entered = c.rev // another node of the same name
+			}
+			v.count(it.ver.node, -1)
+			v.count(c.ver.node, 1)
+			switch {
+			case bulk:
+				it.ver = c.ver
+			case v.reposition(it, c.ver):
+				moved = true
+			}
+		case is:
+			if it == nil {
+				it = &item{ref: c.ref}
+				v.items[c.ref] = it
+			} else {
+				v.dead--
+			}
+			it.ver, it.entered = c.ver, c.rev
+			if first && v.q.all() {
+				it.entered = c.ver.added
+			}
+			v.count(c.ver.node, 1)
+			if !bulk {
+				v.insert(it)
+			}
+			moved = true
+		case was:
+			v.count(it.ver.node, -1)
+			if !bulk {
+				v.cut(it)
+			}
+			it.ver = nil
+			v.append(it, c.rev)
+			v.bury(it)
+			touched[c.ref], moved = struct{}{}, true
+			continue
+		case first:
+			// Whether somebody who comes back with a cursor had this one is not known; a deletion too much does no harm.
+			it = &item{ref: c.ref}
+			v.items[c.ref] = it
+			v.append(it, c.rev)
+			v.bury(it)
+			continue
+		default:
+			continue
+		}
+		touched[c.ref] = struct{}{}
+		v.append(it, c.rev)
+	}
+	v.forget()
+	if bulk {
+		v.order = v.order[:0]
+		for _, it := range v.items {
+			if it.ver != nil {
+				v.order = append(v.order, it)
+			}
+		}
+		slices.SortFunc(v.order, v.compare)
+		moved = true
+	}
+	return moved, touched
+}
+
+func (v *view) compare(a, b *item) int { return v.q.cmp(a.ver, b.ver) }
+
+func (v *view) find(it *item) (int, bool) { return slices.BinarySearchFunc(v.order, it, v.compare) }
+
+func (v *view) insert(it *item) {
+	i, _ := v.find(it)
+	v.order = slices.Insert(v.order, i, it)
+}
+
+func (v *view) cut(it *item) {
+	if i, ok := v.find(it); ok {
+		v.order = slices.Delete(v.order, i, i+1)
+	}
+}
+
+// reposition gives an item its new version and moves it in the order if it has to.
+func (v *view) reposition(it *item, ver *version) bool {
+	i, ok := v.find(it)
+	it.ver = ver
+	if !ok {
+		v.insert(it)
+		return true
+	}
+	if (i == 0 || v.compare(v.order[i-1], it) < 0) && (i == len(v.order)-1 || v.compare(it, v.order[i+1]) < 0) {
+		return false
+	}
+	v.order = slices.Delete(v.order, i, i+1)
+	v.insert(it)
+	return true
+}
+
+func (v *view) append(it *item, rev uint64) {
+	if it.prev != nil {
+		it.prev.next, it.next.prev = it.next, it.prev
+	}
+	it.rev = rev
+	it.prev, it.next = v.head.prev, &v.head
+	v.head.prev.next, v.head.prev = it, it
+}
+
+// bury notes that an item is not a member, for those who come back and may still show it.
+func (v *view) bury(it *item) {
+	v.gone = append(v.gone, goner{it, it.rev})
+	v.dead++
+}
+
+// forget drops the oldest of those that went, beyond the limit.
+func (v *view) forget() {
+	limit := v.m.cfg.Tombstones
+	for v.dead > limit {
+		g := v.gone[0]
+		v.gone = v.gone[1:]
+		if g.item.ver != nil || g.item.rev != g.rev {
+			continue // it came back since
+		}
+		g.item.prev.next, g.item.next.prev = g.item.next, g.item.prev
+		g.item.prev, g.item.next = nil, nil
+		delete(v.items, g.item.ref)
+		v.dead--
+		v.purged = max(v.purged, g.rev)
+	}
+	if len(v.gone) > 2*limit+16 {
+		v.gone = slices.DeleteFunc(v.gone, func(g goner) bool { return g.item.ver != nil || g.item.rev != g.rev })
+	}
+}
+
+func (v *view) count(n *fleet.Node, by int) {
+	v.counts.Total += by
+	switch n.Status {
+	case fleet.StatusReady:
+		v.counts.Ready += by
+	case fleet.StatusNotReady:
+		v.counts.NotReady += by
+	default:
+		v.counts.Unknown += by
+	}
+	if !n.Schedulable {
+		v.counts.Cordoned += by
+	}
+	if len(n.Pressure) > 0 {
+		v.counts.Pressure += by
+	}
+}
+
+// takeStates notes the clusters' states and tells whether one of them has changed.
+func (v *view) takeStates(upto uint64) (moved bool) {
+	old := make(map[string]clusterAt, len(v.clusters))
+	for _, c := range v.clusters {
+		old[c.Name] = c
+	}
+	v.clusters = v.clusters[:0]
+	for name, b := range v.boards {
+		c := b.state()
+		before, known := old[name]
+		c.rev = min(c.rev, upto)
+		if known && before.raw == c.raw {
+			c.rev = before.rev // it was sent under that one
+		} else {
+			moved = true
+		}
+		v.clusters = append(v.clusters, c)
+	}
+	slices.SortFunc(v.clusters, func(a, b clusterAt) int { return strings.Compare(a.Name, b.Name) })
+	return moved || len(v.clusters) != len(old)
+}
+
+// refresh brings a pane's window up to date and wakes its readers if they would see a difference.
+func (v *view) refresh(p *pane, touched map[fleet.NodeRef]struct{}, wake bool) {
+	next := v.window(p.key)
+	if p.win != nil && p.win.page == next.page && slices.Equal(p.win.refs, next.refs) {
+		if !wake {
+			for ref := range touched {
+				if _, wake = p.win.set[ref]; wake {
+					break
+				}
+			}
+		}
+	} else {
+		p.win, p.rev, wake = next, v.rev, true
+	}
+	if wake {
+		p.memo = nil
+		close(p.sig)
+		p.sig = make(chan struct{})
+	}
+}
+
+func (v *view) pages(perPage int) int { return max(1, (len(v.order)+perPage-1)/perPage) }
+
+// slice is the members on a page; the last page if a later one is asked.
+func (v *view) slice(k pageKey) (page int, items []*item) {
+	page = min(k.page, v.pages(k.perPage))
+	from := (page - 1) * k.perPage
+	return page, v.order[from:min(from+k.perPage, len(v.order))]
+}
+
+func (v *view) window(k pageKey) *window {
+	page, items := v.slice(k)
+	w := &window{page: page, refs: make([]fleet.NodeRef, len(items)), set: make(map[fleet.NodeRef]struct{}, len(items))}
+	for i, it := range items {
+		w.refs[i] = it.ref
+		w.set[it.ref] = struct{}{}
+	}
+	return w
+}
+
+// watch opens a page for a reader.
+func (v *view) watch(k pageKey) *pane {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.sync()
+	p := v.panes[k]
+	if p == nil {
+		// The order has not moved since orderRev, so the page has not either.
+		p = &pane{key: k, win: v.window(k), rev: v.orderRev, sig: make(chan struct{})}
+		v.panes[k] = p
+	}
+	p.users++
+	return p
+}
+
+func (v *view) unwatch(p *pane) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if p.users--; p.users == 0 {
+		delete(v.panes, p.key)
+	}
+}
+
+// snapshot is every member in order.
+func (v *view) snapshot() []*version {
+	if v.snap == nil {
+		v.snap = make([]*version, len(v.order))
+		for i, it := range v.order {
+			v.snap[i] = it.ver
+		}
+	}
+	return v.snap
+}
+
+// since returns the items that moved after a revision, oldest first: about limit of them, and never only some of those
+// that share a revision, so that the last one's revision is a cursor.
+func (v *view) since(rev uint64, limit int) []item {
+	first := &v.head
+	for it := v.head.prev; it != &v.head && it.rev > rev; it = it.prev {
+		first = it
+	}
+	var out []item
+	for it := first; it != &v.head && (len(out) < limit || it.rev == out[len(out)-1].rev); it = it.next {
+		out = append(out, *it)
+	}
+	return out
+}
