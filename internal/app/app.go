@@ -1,0 +1,378 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
+
+	"github.com/kube-node-manager/kube-node-manager/handlers"
+	"github.com/kube-node-manager/kube-node-manager/internal/audit"
+	"github.com/kube-node-manager/kube-node-manager/internal/auth"
+	"github.com/kube-node-manager/kube-node-manager/internal/batch"
+	"github.com/kube-node-manager/kube-node-manager/internal/config"
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+	"github.com/kube-node-manager/kube-node-manager/internal/nodeops"
+	"github.com/kube-node-manager/kube-node-manager/internal/store"
+	"github.com/kube-node-manager/kube-node-manager/realtime"
+	"github.com/kube-node-manager/kube-node-manager/views"
+)
+
+// Limits of connections. A whole request has a deadline of its own, set by handlers; a stream has none.
+const (
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 90 * time.Second
+	maxHeader         = 64 << 10
+	batchGrace        = 8 * time.Second // part of config.ShutdownTimeout
+	inCluster         = "in-cluster"    // name of the cluster this process runs in
+)
+
+// Options are what New takes beside the configuration.
+type Options struct {
+	Version  string
+	Logger   *slog.Logger
+	Notice   io.Writer      // where the person who starts the program reads the address and the set-up code
+	Clusters []kube.Cluster // watched beside those of the configuration
+}
+
+// App is the server, wired and not yet running.
+type App struct {
+	cfg     config.Serve
+	opts    Options
+	logger  *slog.Logger
+	ends    ends
+	store   *store.Store
+	auth    *auth.Service
+	manager *realtime.Manager
+	streams *realtime.Streamer
+	engine  *batch.Engine
+	server  *http.Server
+	metrics *http.Server
+	http    net.Listener
+	prom    net.Listener // nil without a metrics listener
+	closing atomic.Bool  // not ready any more: the end has begun
+}
+
+// klogOnce: klog has one logger for the process. Its own calls run from the start of the first client on, so it is set
+// before there is one, and never again.
+var klogOnce sync.Once //nolint:gochecknoglobals // klog is global
+
+// New opens the store and the listeners and wires everything. It starts nothing. When it fails, what it had opened is
+// closed.
+func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error) {
+	a := &App{cfg: cfg, opts: opts, logger: opts.Logger}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.ends.run(context.WithoutCancel(ctx)))
+		}
+	}()
+	klogOnce.Do(func() { klog.SetSlogLogger(opts.Logger.With("component", "client-go")) })
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	if a.store, err = store.Open(ctx, store.Config{Dir: cfg.Dir, Exclusive: true, Logger: a.component("store")}); err != nil {
+		return nil, fmt.Errorf("opening the database: %w", err)
+	}
+	a.ends.push("closing the database", func(context.Context) error { return a.store.Close() })
+
+	record := audit.New(a.store, a.component("audit"))
+	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.component("auth")})
+	a.manager = realtime.NewManager(realtime.ManagerConfig{Logger: a.component("realtime"), Metrics: registry, Render: renderer{}})
+	if err := a.addClusters(); err != nil {
+		return nil, err
+	}
+	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
+	// that is set before anything runs.
+	var changed func(id string)
+	verbs := nodeops.New(nodeops.Config{
+		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
+		Record:  record, Authority: authority{a.auth}, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+	})
+	a.engine = batch.New(batch.Config{
+		Store: a.store, Doer: verbs, Authorizer: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
+		Logger: a.component("batch"), Holder: a.store.InstallationID(), Grace: batchGrace,
+	})
+	a.streams = realtime.NewStreamer(realtime.StreamerConfig{
+		Manager: a.manager, Batches: a.engine, Render: renderer{}, Logger: a.component("streams"), Metrics: registry,
+	})
+	changed = a.streams.BatchChanged
+	a.auth.OnEnd(func(e auth.End) {
+		a.streams.End(func(v realtime.Viewer) bool {
+			if e.Session != "" {
+				return v.Session == e.Session
+			}
+			return v.UserID == e.UserID
+		}, e.Reason)
+	})
+
+	site, err := handlers.New(handlers.Config{
+		Nodes: a.manager, Streams: a.streams, Batches: a.engine, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
+		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
+		Version: opts.Version,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.listen(ctx, site, registry); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *App) component(name string) *slog.Logger { return a.logger.With("component", name) }
+
+// addClusters makes every context of the configured files a cluster. It connects to none.
+func (a *App) addClusters() error {
+	clusters, err := kube.Load(a.cfg.Kubeconfigs, kube.WithVersion(a.opts.Version))
+	if err != nil {
+		return fmt.Errorf("reading kubeconfigs: %w", err)
+	}
+	if a.cfg.InCluster {
+		c, err := kube.InCluster(inCluster, kube.WithVersion(a.opts.Version))
+		if err != nil {
+			return fmt.Errorf("reading the service account: %w", err)
+		}
+		clusters = append(clusters, c)
+	}
+	clusters = append(clusters, a.opts.Clusters...)
+	var errs []error
+	for _, c := range clusters {
+		// Such a name is a step in every path that holds it, for browsers and proxies alike.
+		if c.Name == "" || c.Name == "." || c.Name == ".." {
+			errs = append(errs, fmt.Errorf("a context named %q cannot be shown under a URL: rename it", c.Name))
+			continue
+		}
+		if err := a.manager.Add(c); err != nil {
+			errs = append(errs, fmt.Errorf("adding cluster %q: %w", c.Name, err))
+		}
+	}
+	if len(clusters) == 0 {
+		a.logger.Warn("no cluster is configured: name a kubeconfig with --kubeconfig, or use --in-cluster")
+	}
+	return errors.Join(errs...)
+}
+
+// listen opens the listeners, so that a taken port is an error of the start.
+func (a *App) listen(ctx context.Context, site http.Handler, registry *prometheus.Registry) (err error) {
+	secure, err := tlsConfig(a.cfg, a.component("tls"))
+	if err != nil {
+		return err
+	}
+	base := context.WithoutCancel(ctx)
+	newServer := func(h http.Handler, name string) *http.Server {
+		return &http.Server{
+			Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+			ErrorLog:    slog.NewLogLogger(a.component(name).Handler(), slog.LevelDebug), // what strangers do to a port
+			BaseContext: func(net.Listener) context.Context { return base },
+		}
+	}
+	a.server = newServer(site, "http")
+	if a.http, err = realtime.ListenConfig().Listen(ctx, "tcp", a.cfg.Listen); err != nil {
+		return fmt.Errorf("listening on %s: %w", a.cfg.Listen, err)
+	}
+	a.ends.push("closing the listener", func(context.Context) error { return ignoreClosed(a.http.Close()) })
+	if secure != nil {
+		a.server.TLSConfig = secure
+		a.http = tls.NewListener(a.http, secure)
+	}
+	if a.cfg.MetricsListen == "" {
+		return nil
+	}
+	a.metrics = newServer(metricsHandler(registry), "metrics")
+	a.metrics.ReadTimeout, a.metrics.WriteTimeout = 10*time.Second, 30*time.Second
+	if a.prom, err = new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.MetricsListen); err != nil {
+		return fmt.Errorf("listening on %s for metrics: %w", a.cfg.MetricsListen, err)
+	}
+	a.ends.push("closing the metrics listener", func(context.Context) error { return ignoreClosed(a.prom.Close()) })
+	return nil
+}
+
+func metricsHandler(registry *prometheus.Registry) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
+	return mux
+}
+
+func ignoreClosed(err error) error {
+	if closedByUs(err) {
+		return nil
+	}
+	return err
+}
+
+// ready is the answer of /readyz. A dead cluster does not make the program unready.
+func (a *App) ready(ctx context.Context) error {
+	if a.closing.Load() {
+		return errors.New("shutting down")
+	}
+	if !a.manager.Started() {
+		return errors.New("the supervisors are not started yet")
+	}
+	return a.store.Ping(ctx)
+}
+
+// Addr is the address that is listened on; with port 0 in the configuration, the port that was given.
+func (a *App) Addr() string { return a.http.Addr().String() }
+
+// MetricsAddr is the address of /metrics, "" without one.
+func (a *App) MetricsAddr() string {
+	if a.prom == nil {
+		return ""
+	}
+	return a.prom.Addr().String()
+}
+
+// URL is where browsers find the site.
+func (a *App) URL() string {
+	switch {
+	case a.cfg.External != nil:
+		return a.cfg.External.String()
+	case a.cfg.TLS():
+		return "https://" + a.Addr()
+	}
+	return "http://" + a.Addr()
+}
+
+// AddCluster watches one more cluster, while running or before.
+func (a *App) AddCluster(c kube.Cluster) error { return a.manager.Add(c) }
+
+// RemoveCluster stops watching a cluster and forgets it.
+func (a *App) RemoveCluster(name string) error { return a.manager.Remove(name) }
+
+// Run serves until ctx ends or something that must not end does. Then it ends in order, within config.ShutdownTimeout:
+// not ready any more, no new connections, streams sent away, requests answered, batches stopped between two nodes,
+// supervisors, sessions, database.
+func (a *App) Run(ctx context.Context) error {
+	g := newGroup(ctx)
+	g.start(&a.ends, "sessions", a.auth.Run)
+	g.start(&a.ends, "supervisors", a.manager.Run)
+	g.start(&a.ends, "batches", a.engine.Run)
+	if a.metrics != nil {
+		a.serve(g, "metrics", a.metrics, a.prom)
+	}
+	if err := a.welcome(ctx); err != nil {
+		return errors.Join(err, a.end(ctx))
+	}
+	a.serve(g, "http", a.server, a.http)
+	a.ends.push("sending streams away", a.streams.Close)
+	a.ends.push("closing the door", func(context.Context) error {
+		a.closing.Store(true)
+		a.server.SetKeepAlivesEnabled(false)
+		return ignoreClosed(a.http.Close())
+	})
+	a.logger.LogAttrs(ctx, slog.LevelInfo, "serving", slog.String("addr", a.Addr()), slog.String("version", a.opts.Version), slog.Any("config", a.cfg))
+
+	var err error
+	select {
+	case <-ctx.Done():
+		a.logger.LogAttrs(ctx, slog.LevelInfo, "shutting down", slog.String("cause", context.Cause(ctx).Error()))
+	case err = <-g.failed:
+		a.logger.LogAttrs(ctx, slog.LevelError, "shutting down", slog.Any("err", err))
+	}
+	return errors.Join(err, a.end(ctx))
+}
+
+// end undoes everything within the bound, whatever became of ctx.
+func (a *App) end(ctx context.Context) error {
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), config.ShutdownTimeout)
+	defer cancel()
+	return a.ends.run(bound)
+}
+
+// Close undoes New for an App that is not run.
+func (a *App) Close(ctx context.Context) error { return a.end(ctx) }
+
+// serve runs a server until its end: open requests are answered, and cut when the bound has passed.
+func (a *App) serve(g *group, name string, srv *http.Server, ln net.Listener) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !closedByUs(err) {
+			g.fail(fmt.Errorf("serving %s: %w", name, err))
+		}
+	}()
+	a.ends.push("draining "+name, func(bound context.Context) error {
+		err := srv.Shutdown(bound)
+		if err != nil {
+			err = errors.Join(err, srv.Close())
+		}
+		<-done
+		return ignoreClosed(err)
+	})
+}
+
+// welcome tells whoever started the program where it is, and how to make the first admin when nobody exists. The code
+// goes there and not into the log, which others read.
+func (a *App) welcome(ctx context.Context) error {
+	code, needed, err := a.auth.EnsureSetupCode(ctx)
+	if err != nil {
+		return fmt.Errorf("making a set-up code: %w", err)
+	}
+	var b strings.Builder
+	if needed {
+		fmt.Fprintf(&b, "No one can sign in yet. Open %s/setup and enter this code within 30 minutes: %s\n", a.URL(), code)
+	}
+	if _, err := io.WriteString(a.opts.Notice, b.String()); err != nil {
+		return fmt.Errorf("showing the set-up code: %w", err)
+	}
+	return nil
+}
+
+// authority answers what a person may do now, for each node of a batch anew.
+type authority struct {
+	people interface {
+		Users(ctx context.Context) ([]fleet.User, error)
+	}
+}
+
+// Caller implements nodeops.Authority.
+func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, error) {
+	users, err := x.people.Users(ctx)
+	if err != nil {
+		return fleet.Caller{}, fmt.Errorf("reading the person's role: %w", err)
+	}
+	for _, u := range users {
+		switch {
+		case u.ID != userID:
+		case u.Disabled:
+			return fleet.Caller{}, fmt.Errorf("%s is disabled: %w", u.Name, fleet.ErrForbidden)
+		default:
+			return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
+		}
+	}
+	return fleet.Caller{}, fmt.Errorf("person of the batch: %w", fleet.ErrNotFound)
+}
+
+// renderer makes the views' renderer speak realtime's types.
+type renderer struct{ views.Renderer }
+
+// Counts implements realtime.Renderer.
+func (r renderer) Counts(c realtime.Counts, page, pages, total int, lang string) []byte {
+	return r.Renderer.Counts(views.Counts(c), page, pages, total, lang)
+}
+
+var (
+	_ realtime.Renderer = renderer{}
+	_ handlers.Nodes    = (*realtime.Manager)(nil)
+	_ handlers.Streams  = (*realtime.Streamer)(nil)
+	_ handlers.Batches  = (*batch.Engine)(nil)
+	_ handlers.Auth     = (*auth.Service)(nil)
+	_ handlers.People   = (*auth.Service)(nil)
+	_ handlers.Audit    = (*audit.Log)(nil)
+)

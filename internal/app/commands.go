@@ -1,0 +1,179 @@
+package app
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	osuser "os/user"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/audit"
+	"github.com/kube-node-manager/kube-node-manager/internal/auth"
+	"github.com/kube-node-manager/kube-node-manager/internal/config"
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/store"
+)
+
+// Stdio is the terminal of a command.
+type Stdio struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// Execute does what the command line asks for. ctx ends with a signal.
+func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) error {
+	switch cfg.Command {
+	case config.CommandServe:
+		logger := cfg.Serve.Logger(std.Err)
+		a, err := New(ctx, cfg.Serve, Options{Version: version, Logger: logger, Notice: std.Out})
+		if err != nil {
+			return err
+		}
+		return a.Run(ctx)
+	case config.CommandWatch:
+		return Watch(ctx, cfg.Watch, std.Out)
+	case config.CommandVersion:
+		_, err := fmt.Fprintln(std.Out, version)
+		return err
+	case config.CommandAuditVerify:
+		return beside(ctx, cfg.Audit.Database, std, func(_ *auth.Service, log *audit.Log) error {
+			n, err := log.Verify(ctx)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(std.Out, "%d entries, the chain is whole\n", n)
+			return err
+		})
+	default:
+		return beside(ctx, cfg.User.Database, std, func(people *auth.Service, _ *audit.Log) error {
+			return user(ctx, cfg.Command, cfg.User, people, std)
+		})
+	}
+}
+
+// beside opens the database that a server may be using at the same time.
+func beside(ctx context.Context, db config.Database, std Stdio, do func(*auth.Service, *audit.Log) error) (err error) {
+	logger := slog.New(slog.NewTextHandler(std.Err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	s, err := store.Open(ctx, store.Config{Dir: db.Dir, Logger: logger})
+	if err != nil {
+		return fmt.Errorf("opening the database: %w", err)
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	log := audit.New(s, logger)
+	return do(auth.New(auth.Config{Store: s, Audit: log, Logger: logger}), log)
+}
+
+// onHost is the caller of a command: whoever can open the database may do everything with it.
+func onHost() fleet.Caller {
+	name := "host"
+	if u, err := osuser.Current(); err == nil && u.Username != "" {
+		name = u.Username // of the person at the terminal, for the record only
+	}
+	return fleet.Caller{Name: name, Role: fleet.RoleAdmin, Via: "cli"}
+}
+
+func user(ctx context.Context, cmd config.Command, cfg config.User, people *auth.Service, std Stdio) error {
+	by := onHost()
+	switch cmd {
+	case config.CommandUserAdd:
+		password, made, err := readPassword(cfg.PasswordFile, std.In)
+		if err != nil {
+			return err
+		}
+		if err := people.AddUser(ctx, by, cfg.Name, fleet.Role(cfg.Role), password); err != nil {
+			return err
+		}
+		return said(std.Out, made, password, "added %s as %s", cfg.Name, cfg.Role)
+	case config.CommandSetPassword:
+		password, made, err := readPassword(cfg.PasswordFile, std.In)
+		if err != nil {
+			return err
+		}
+		if err := people.SetPassword(ctx, by, cfg.Name, password); err != nil {
+			return err
+		}
+		return said(std.Out, made, password, "set the password of %s; their sessions and tokens have ended", cfg.Name)
+	case config.CommandUserDisable:
+		if err := people.SetDisabled(ctx, by, cfg.Name, true); err != nil {
+			return err
+		}
+		return said(std.Out, false, "", "disabled %s; their sessions and tokens have ended", cfg.Name)
+	case config.CommandUserEnable:
+		if err := people.SetDisabled(ctx, by, cfg.Name, false); err != nil {
+			return err
+		}
+		return said(std.Out, false, "", "enabled %s", cfg.Name)
+	case config.CommandUserList:
+		return listUsers(ctx, people, std.Out)
+	}
+	return fmt.Errorf("%q is no command", cmd)
+}
+
+// said confirms, and shows a password that was made up: nobody else knows it.
+func said(out io.Writer, made bool, password, format string, args ...any) error {
+	text := fmt.Sprintf(format, args...) + "\n"
+	if made {
+		text += "password: " + password + "\n"
+	}
+	_, err := io.WriteString(out, text)
+	return err
+}
+
+func listUsers(ctx context.Context, people *auth.Service, out io.Writer) error {
+	users, err := people.Users(ctx)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tROLE\tSTATE\tCREATED\tLAST SIGN-IN") //nolint:errcheck // Flush tells
+	for _, u := range users {
+		state, last := "enabled", "never"
+		if u.Disabled {
+			state = "disabled"
+		}
+		if !u.LastSignIn.IsZero() {
+			last = u.LastSignIn.UTC().Format(time.RFC3339)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", u.Name, u.Role, state, u.CreatedAt.UTC().Format(time.RFC3339), last) //nolint:errcheck // Flush tells
+	}
+	return w.Flush()
+}
+
+// maxPassword is more than a password may have; what is longer is a wrong file.
+const maxPassword = 4 << 10
+
+// readPassword reads the first line of the file, of standard input for "-", or makes a password up.
+func readPassword(file string, in io.Reader) (password string, made bool, err error) {
+	switch file {
+	case "":
+		return rand.Text(), true, nil
+	case "-":
+		password, err = firstLine(in)
+	default:
+		var f *os.File
+		if f, err = os.Open(file); err != nil {
+			return "", false, fmt.Errorf("reading the password: %w", err)
+		}
+		password, err = firstLine(f)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return "", false, fmt.Errorf("reading the password: %w", err)
+	}
+	return password, false, nil
+}
+
+func firstLine(in io.Reader) (string, error) {
+	line, err := bufio.NewReader(io.LimitReader(in, maxPassword)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return strings.TrimRight(line, "\r\n"), nil
+}
