@@ -82,15 +82,10 @@ func taintText(t fleet.Taint) string {
 	return t.Key + ":" + string(t.Effect)
 }
 
-// taintShort drops the prefix of the key, which is in the tip.
-func taintShort(t fleet.Taint) string {
-	k := t.Key
-	if i := strings.LastIndexByte(k, '/'); i >= 0 {
-		k = k[i+1:]
-	}
-	t.Key = k
-	return taintText(t)
-}
+// taintPrefix is the part of a taint that a list has no room to show, taintRest is what it is told by.
+func taintPrefix(t fleet.Taint) string { return t.Key[:strings.LastIndexByte(t.Key, '/')+1] }
+
+func taintRest(t fleet.Taint) string { return taintText(t)[len(taintPrefix(t)):] }
 
 func taintTexts(ts []fleet.Taint) string {
 	s := make([]string, len(ts))
@@ -236,6 +231,8 @@ func itemClass(s fleet.ItemState) string {
 		return "warn"
 	case fleet.ItemRunning:
 		return "run"
+	case fleet.ItemQueued:
+		return "idle"
 	}
 	return "unk"
 }
