@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -25,7 +26,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // newLog answers a log and a way to the same tables for somebody who means harm.
 func newLog(t *testing.T) (*audit.Log, *store.Store, *sqlx.DB) {
 	t.Helper()
-	dir := t.TempDir()
+	return openLog(t, t.TempDir())
+}
+
+func openLog(t *testing.T, dir string) (*audit.Log, *store.Store, *sqlx.DB) {
+	t.Helper()
 	s, err := store.Open(t.Context(), store.Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
@@ -42,17 +47,31 @@ func newLog(t *testing.T) (*audit.Log, *store.Store, *sqlx.DB) {
 	return audit.New(s, slog.New(slog.DiscardHandler)), s, db
 }
 
-func fill(t *testing.T, s *store.Store, n int) {
+// filled is a directory with a record of n entries, to be copied by whoever wants to harm it.
+func filled(t *testing.T, n int) (copied func() string) {
 	t.Helper()
-	if err := s.Tx(t.Context(), func(tx *store.Tx) error {
+	dir := t.TempDir()
+	s, err := store.Open(t.Context(), store.Config{Dir: dir, Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Tx(t.Context(), func(tx *store.Tx) error {
 		for i := range n {
 			if _, err := tx.AppendEntry(fleet.Entry{Actor: "ada", Action: "cordon", Node: fmt.Sprint("n", i), Reason: "disk"}); err != nil {
 				return err
 			}
 		}
 		return nil
-	}); err != nil {
+	})
+	if err := errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)
+	}
+	return func() string {
+		to := t.TempDir()
+		if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		return to
 	}
 }
 
@@ -135,6 +154,7 @@ func TestLog_Filter(t *testing.T) {
 func TestVerify_NamesTheFirstBadNumber(t *testing.T) {
 	t.Parallel()
 	const n = 2100 // more than two pages
+	copied := filled(t, n)
 	places := []int64{1, 2, 999, 1000, 1001, n - 1, n}
 	exec := func(t *testing.T, db *sqlx.DB, query string, args ...any) {
 		t.Helper()
@@ -145,6 +165,10 @@ func TestVerify_NamesTheFirstBadNumber(t *testing.T) {
 		if rows, err := res.RowsAffected(); err != nil || rows == 0 {
 			t.Fatalf("%s changed %d rows (%v)", query, rows, err)
 		}
+	}
+	untouched, _, _ := openLog(t, copied())
+	if good, err := untouched.Verify(t.Context()); err != nil || good != n {
+		t.Fatalf("before: %d, %v", good, err)
 	}
 	columns := `at, actor, via, session, addr, action, phase, cluster, node, node_uid, batch, outcome, reason, detail, prev, hash`
 	for _, tt := range []struct {
@@ -195,11 +219,7 @@ func TestVerify_NamesTheFirstBadNumber(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			for _, seq := range tt.at {
-				l, s, db := newLog(t)
-				fill(t, s, n)
-				if good, err := l.Verify(t.Context()); err != nil || good != n {
-					t.Fatalf("before: %d, %v", good, err)
-				}
+				l, _, db := openLog(t, copied())
 				tt.harm(t, l, db, seq)
 				want := seq
 				if tt.first != nil {
@@ -218,6 +238,7 @@ func TestVerify_NamesTheFirstBadNumber(t *testing.T) {
 	}
 }
 
+// entry reads one entry.
 func entry(t *testing.T, l *audit.Log, seq int64) fleet.Entry {
 	t.Helper()
 	got, err := l.Entries(t.Context(), fleet.AuditFilter{BeforeSeq: seq + 1, Limit: 1})

@@ -94,7 +94,9 @@ func TestSetup_OfTwoOneWins(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		again := func(h *house) *Service { return New(Config{Store: h.store, Audit: h.log, Logger: discard(), Hash: &cheap}) }
+		again := func(h *house) *Service {
+			return New(Config{Store: h.store, Audit: h.log, Logger: discard(), Hash: &cheap})
+		}
 		a, b := again(one), again(two)
 		code, ok, err := a.EnsureSetupCode(t.Context())
 		if err != nil || !ok {
