@@ -23,15 +23,20 @@ func (r attemptRow) attempts() fleet.Attempts {
 // see the same count.
 func (s *Store) CountAttempt(ctx context.Context, keys []fleet.AttemptKey, decide func([]fleet.Attempts) ([]fleet.Attempts, error)) error {
 	now := make([]fleet.Attempts, len(keys))
-	for i, k := range keys {
-		var rows []attemptRow
-		if err := s.list(ctx, &rows, `SELECT failures, since, blocked_until FROM signin_failures WHERE scope = ? AND subject = ?`,
-			k.Scope, k.Subject); err != nil {
-			return fmt.Errorf("counting an attempt: %w", err)
+	if err := s.view(ctx, func(tx *Tx) error {
+		for i, k := range keys {
+			var rows []attemptRow
+			if err := tx.Select(&rows, `SELECT failures, since, blocked_until FROM signin_failures WHERE scope = ? AND subject = ?`,
+				k.Scope, k.Subject); err != nil {
+				return fmt.Errorf("counting an attempt: %w", err)
+			}
+			if len(rows) > 0 {
+				now[i] = rows[0].attempts()
+			}
 		}
-		if len(rows) > 0 {
-			now[i] = rows[0].attempts()
-		}
+		return nil
+	}); err != nil {
+		return err
 	}
 	if _, err := decide(now); err != nil {
 		return err

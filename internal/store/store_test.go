@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -190,5 +191,62 @@ func TestStore_DeadlineIsUnavailable(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestOpen_RefusesANewerDatabase(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, err := store.Open(t.Context(), store.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Tx(t.Context(), func(tx *store.Tx) error {
+		_, err := tx.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)`)
+		return err
+	})
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Open(t.Context(), store.Config{Dir: dir}); !errors.Is(err, store.ErrNewer) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestStore_FullDisk: what cannot be written is refused as unavailable, what is there can be read, and it ends with
+// the want of space.
+func TestStore_FullDisk(t *testing.T) {
+	t.Parallel()
+	s := open(t, store.Config{})
+	pages := func(query string) (n int) {
+		t.Helper()
+		if err := s.Tx(t.Context(), func(tx *store.Tx) error { return tx.Get(&n, query) }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	pages(`PRAGMA max_page_count = 1`) // SQLite makes it the pages that are in use
+	big := fleet.Entry{Detail: strings.Repeat("x", 4000)}
+	written := 0
+	for ; ; written++ {
+		if _, err := s.AppendEntry(t.Context(), big); err != nil {
+			if !errors.Is(err, fleet.ErrUnavailable) {
+				t.Fatalf("got %v", err)
+			}
+			break
+		}
+		if written > 1000 {
+			t.Fatal("the disk does not get full")
+		}
+	}
+	if seq, _, err := s.EntriesHead(t.Context()); err != nil || int(seq) != written {
+		t.Errorf("head is %d after %d, %v", seq, written, err)
+	}
+	if err := s.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	pages(`PRAGMA max_page_count = 100000`)
+	if e, err := s.AppendEntry(t.Context(), big); err != nil || int(e.Seq) != written+1 {
+		t.Errorf("after: %d, %v", e.Seq, err)
 	}
 }
