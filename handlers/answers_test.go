@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/PuerkitoBio/goquery"
 	"github.com/go-chi/chi/v5"
 	"github.com/google/go-cmp/cmp"
 
@@ -658,14 +659,21 @@ func TestForms_ShowTheirProblem(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.people = fleet.Invalid("password", "must have at least 10 characters")
-	for _, c := range []call{
-		{method: "POST", path: "/api/v1/users", who: "admin", header: html, body: formBody("name", "eve", "role", "viewer", "password", "x")},
-		{method: "POST", path: "/setup", header: html, body: formBody("code", "bad", "username", "ada", "password", "x")},
+	for _, tt := range []struct {
+		call
+		fields []string
+	}{
+		{call{method: "POST", path: "/api/v1/users", who: "admin", header: html, body: formBody("name", "eve", "role", "viewer", "password", "x")}, []string{"password"}},
+		{call{method: "POST", path: "/setup", header: html, body: formBody("code", "bad", "username", "ada", "password", "x")}, []string{"code", "username"}},
 	} {
-		w := s.do(c)
+		w := s.do(tt.call)
 		d := document(t, w)
-		if w.Code != http.StatusUnprocessableEntity || d.Find("form[action='"+c.path+"'] [role=alert]").Length() != 1 {
-			t.Errorf("%s: status %d: %s", c.path, w.Code, d.Find("main").Text())
+		var got []string
+		d.Find("form[action='" + tt.path + "'] input[aria-invalid=true]").Each(func(_ int, i *goquery.Selection) {
+			got = append(got, i.AttrOr("name", ""))
+		})
+		if diff := cmp.Diff(tt.fields, got); w.Code != http.StatusUnprocessableEntity || diff != "" {
+			t.Errorf("%s: status %d: %s", tt.path, w.Code, diff)
 		}
 	}
 }

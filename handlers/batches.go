@@ -281,7 +281,7 @@ func (s *server) batchPage(w http.ResponseWriter, r *http.Request) error {
 		p.Static = true
 	} else {
 		p.Panel.Stream = "/batches/" + url.PathEscape(b.ID) + "/events?" +
-			url.Values{"since": {strconv.FormatInt(b.Version, 10)}}.Encode()
+			url.Values{"since": {realtime.BatchCursor(b)}}.Encode()
 	}
 	return s.show(w, r, http.StatusOK, views.Batch(p))
 }

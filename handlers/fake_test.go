@@ -250,7 +250,7 @@ func (f authority) NeedsSetup(context.Context) (bool, error) { return f.wd.setup
 func (f authority) Setup(_ context.Context, code, name, password string) error {
 	f.wd.note("Setup %s", name)
 	if code != "good" {
-		return fleet.Invalid("code", "is wrong or too old")
+		return fmt.Errorf("setting up: %w", errors.Join(fleet.Invalid("code", "is wrong or too old"), fleet.Invalid("name", "must not be empty")))
 	}
 	return nil
 }

@@ -58,12 +58,34 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
 
 // formProblem is the sentence for a field when a browser's form was wrong; the form is then shown again with it.
 func (s *server) formProblem(r *http.Request, err error) (map[string]string, bool) {
-	e, ok := errors.AsType[*fleet.FieldError](err)
-	if !ok || !accepts(r, "text/html") || htmx(r) {
+	if !errors.Is(err, fleet.ErrInvalid) || !accepts(r, "text/html") || htmx(r) {
+		return nil, false
+	}
+	problems := map[string]string{}
+	fieldProblems(err, s.lang(r), problems)
+	if len(problems) == 0 {
 		return nil, false
 	}
 	stateOf(r).err = err
-	return map[string]string{e.Field: views.Message(s.lang(r), e.Key, e.Args, e.Message)}, true
+	return problems, true
+}
+
+// fieldProblems collects the sentences of all FieldErrors in the tree of an error, the first one of each field.
+func fieldProblems(err error, lang string, into map[string]string) {
+	if e, ok := err.(*fleet.FieldError); ok { //nolint:errorlint // the walk below is what errors.As does, for all of them
+		if _, ok := into[e.Field]; !ok {
+			into[e.Field] = views.Message(lang, e.Key, e.Args, e.Message)
+		}
+		return
+	}
+	switch x := err.(type) { //nolint:errorlint // see above
+	case interface{ Unwrap() []error }:
+		for _, e := range x.Unwrap() {
+			fieldProblems(e, lang, into)
+		}
+	case interface{ Unwrap() error }:
+		fieldProblems(x.Unwrap(), lang, into)
+	}
 }
 
 func (s *server) addUser(w http.ResponseWriter, r *http.Request) error {

@@ -233,13 +233,11 @@ func (s *server) setup(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	err = s.cfg.Auth.Setup(r.Context(), code, name, password)
-	field, ok := errors.AsType[*fleet.FieldError](err)
-	if ok && errorForm(r, stateOf(r).route) == asPage {
-		lang := s.lang(r)
-		p := views.SetupPage{
-			Layout: s.layout(r, "setup.title", ""), Username: name,
-			Errors: map[string]string{field.Field: views.Message(lang, field.Key, field.Args, field.Message)},
+	if problems, ok := s.formProblem(r, err); ok {
+		if p, ok := problems["name"]; ok { // what the form calls username, as the sign-in form does
+			problems["username"] = p
 		}
+		p := views.SetupPage{Layout: s.layout(r, "setup.title", ""), Username: name, Errors: problems}
 		p.Static = true
 		return s.show(w, r, http.StatusUnprocessableEntity, views.Setup(p))
 	}

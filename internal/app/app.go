@@ -267,6 +267,9 @@ func (a *App) Run(ctx context.Context) error {
 		a.serve(g, "metrics", a.metrics, a.prom)
 	}
 	if err := a.welcome(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = nil // stopped before it had begun
+		}
 		return errors.Join(err, a.end(ctx))
 	}
 	a.serve(g, "http", a.server, a.http)

@@ -62,6 +62,7 @@ func (g *group) start(e *ends, name string, fn func(context.Context) error) {
 				err = errEnded
 			}
 			g.fail(fmt.Errorf("%s: %w", name, err))
+			err = nil // told
 		}
 		done <- err
 	}()
