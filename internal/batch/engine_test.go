@@ -212,10 +212,12 @@ func (f *fixture) read(id string) (fleet.Batch, []fleet.Item) {
 // wait lets time pass until a batch is done. It is for bubbles.
 func (f *fixture) wait(id string) (fleet.Batch, []fleet.Item) {
 	f.t.Helper()
-	for deadline := time.Now().Add(10 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	step := 50 * time.Millisecond
+	for deadline := time.Now().Add(10 * time.Minute); time.Now().Before(deadline); time.Sleep(step) {
 		if b, items := f.read(id); b.State == fleet.BatchDone {
 			return b, items
 		}
+		step = min(step*3/2, time.Second)
 	}
 	b, _ := f.read(id)
 	f.t.Fatalf("batch is still %s: %+v", b.State, b)
