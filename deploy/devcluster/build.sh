@@ -29,6 +29,8 @@ if [ ! -x "$dir/devcluster" ] || [ ! -x "$dir/kwok" ]; then
 		nice go build -trimpath -o "$tmp/kwok" -ldflags "-s -w" sigs.k8s.io/kwok/cmd/kwok >&2
 		mkdir -p "$dir"
 		mv -f "$tmp/devcluster" "$tmp/kwok" "$dir/"
+		# What other versions left behind and nobody has built for a week.
+		find "$cache" -mindepth 1 -maxdepth 1 -type d -mtime +7 -exec rm -rf {} +
 	fi
 fi
 echo "$dir"

@@ -166,6 +166,7 @@ func (c *cluster) config(tok string) *rest.Config {
 		Host:            c.server(),
 		BearerToken:     tok,
 		TLSClientConfig: rest.TLSClientConfig{CAFile: c.pki(caCert)},
+		ContentConfig:   rest.ContentConfig{ContentType: "application/vnd.kubernetes.protobuf"},
 		QPS:             -1, // the server's own fairness is enough
 	}
 }
@@ -409,6 +410,8 @@ func (c *cluster) args(name string) []string {
 		args := append(secure,
 			"--kubeconfig="+c.pki(kubeControllerManager+".kubeconfig"),
 			"--leader-elect=false",
+			// It would write to every node whenever a cluster has grown past some size.
+			"--controllers=*,-ttl-controller",
 			"--service-account-private-key-file="+c.pki(accountKey),
 			"--root-ca-file="+c.pki(caCert),
 			"--kube-api-qps=1000",
@@ -439,9 +442,10 @@ func (c *cluster) args(name string) []string {
 	return nil
 }
 
-// leaseDuration is the kubelet's default; it is longer in a cluster so big that
-// nothing but lease renewals would happen on a small machine.
-func (c *cluster) leaseDuration() int { return max(40, c.nodes/25) }
+// leaseDuration is the kubelet's default; it is longer in a big cluster, so that
+// there are never more than some 30 renewals per second, and two cores have time
+// for what is to be tried.
+func (c *cluster) leaseDuration() int { return max(40, c.nodes/8) }
 
 // freePorts picks a port for each name. They lie below the range from which
 // kernels take the ports of outgoing connections, so that a stopped component

@@ -176,6 +176,8 @@ func (g *generator) node(p pool, name string, r release) *node {
 				corev1.LabelHostname:           name,
 				corev1.LabelOSStable:           "linux",
 				corev1.LabelArchStable:         "amd64",
+				"beta.kubernetes.io/os":        "linux", // the controllers would add the two
+				"beta.kubernetes.io/arch":      "amd64",
 				corev1.LabelTopologyRegion:     g.region,
 				corev1.LabelTopologyZone:       zone,
 				corev1.LabelInstanceTypeStable: m.name,

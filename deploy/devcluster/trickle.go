@@ -126,9 +126,13 @@ func (ch *changer) run(ctx context.Context, rate float64) {
 			return
 		case <-timer.C:
 		}
-		err := ch.next()(ctx)
+		// What has been begun is brought to its end: a request that is given up
+		// might be carried out all the same, after set has returned.
+		do, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		err := ch.next()(do)
+		cancel()
 		switch {
-		case err == nil, ctx.Err() != nil:
+		case err == nil:
 		case apierrors.IsNotFound(err), apierrors.IsConflict(err): // somebody else is at work as well
 		default:
 			fmt.Fprintln(ch.log, time.Now().Format(time.RFC3339), err)

@@ -16,8 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// waitTimeout bounds every wait; a busy machine with two cores needs some of it.
-const waitTimeout = time.Minute
+// waitTimeout bounds every wait; two cores busy with a build need some of it.
+const waitTimeout = 2 * time.Minute
 
 // WaitNode waits until the node is as ready wants it; nil means it is gone.
 func (c *Cluster) WaitNode(t testing.TB, name string, ready func(*corev1.Node) bool) *corev1.Node {
