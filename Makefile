@@ -20,7 +20,7 @@ help: ## show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 demo: build devcluster ## two local clusters with fake nodes and the app in front of them; Ctrl-C ends it all
-	@$(GO) run ./deploy/demo -app $(BIN)/kube-node-manager -devcluster "$$(deploy/devcluster/build.sh)" -listen $(LISTEN) -trickle $(TRICKLE)
+	@$(GO) run ./deploy/demo -app $(BIN)/kube-node-manager -devcluster "$$(deploy/devcluster/build.sh)/devcluster" -listen $(LISTEN) -trickle $(TRICKLE)
 
 run: build ## the app with your own kubeconfig; every context becomes a cluster
 	@$(BIN)/kube-node-manager serve --listen $(LISTEN) --kubeconfig $(KUBECONFIG) --log-format text
@@ -61,7 +61,7 @@ lint: ## golangci-lint, pinned in tools/go.mod
 	$(LINT) run ./...
 
 bench: devcluster ## the numbers of docs/benchmarks.md, beside a raw watch in the same run
-	$(GO) test -run "^$$" -bench . -benchtime 1x -timeout 30m ./internal/bench
+	$(GO) test -run "^$$" -bench . -benchtime 1x -timeout 30m ./internal/e2e
 
 bench-go: ## go benchmarks with allocations for the hot paths
 	$(GO) test -run '^$$' -bench . -benchmem ./realtime/... ./views/...
