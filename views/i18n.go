@@ -16,10 +16,10 @@ var locales embed.FS
 // Languages are the languages of the catalogue, the default first.
 var Languages = []string{"en", "zh"}
 
-// catalogue is read once. Plain texts are answered from a map, because live rows ask for a dozen of them each; only
-// those with a plural or a placeholder go through the localizer.
+// catalogue is read once. Texts without a plural are cut at their placeholders then, because live rows ask for a dozen
+// of them each; only those with a plural go through the localizer.
 type catalogue struct {
-	plain      map[string]string
+	cut        map[string][]string // text, placeholder, text, …
 	localizer  *i18n.Localizer
 	hasMessage map[string]bool
 }
@@ -35,16 +35,56 @@ func loadCatalogues() map[string]*catalogue {
 		if err != nil {
 			panic("views: catalogue: " + err.Error()) // compiled in: cannot depend on where we run
 		}
-		c := &catalogue{plain: map[string]string{}, hasMessage: map[string]bool{}, localizer: i18n.NewLocalizer(bundle, lang)}
+		c := &catalogue{cut: map[string][]string{}, hasMessage: map[string]bool{}, localizer: i18n.NewLocalizer(bundle, lang)}
 		for _, m := range file.Messages {
 			c.hasMessage[m.ID] = true
-			if m.One == "" && !strings.Contains(m.Other, "{{") {
-				c.plain[m.ID] = m.Other
+			if m.One == "" {
+				c.cut[m.ID] = cut(m.Other)
 			}
 		}
 		out[lang] = c
 	}
 	return out
+}
+
+// cut splits a text at placeholders like {{.Name}}, so that texts stand at even places and names at odd ones.
+func cut(s string) []string {
+	var out []string
+	for {
+		before, rest, found := strings.Cut(s, "{{.")
+		name, after, closed := strings.Cut(rest, "}}")
+		if !found || !closed {
+			return append(out, s)
+		}
+		out = append(out, before, name)
+		s = after
+	}
+}
+
+// fill puts the values into their places; a placeholder without a value is left out.
+func fill(parts []string, args []any) string {
+	if len(parts) == 1 {
+		return parts[0]
+	}
+	var b strings.Builder
+	for i, p := range parts {
+		if i%2 == 0 {
+			b.WriteString(p)
+			continue
+		}
+		for j := 0; j+1 < len(args); j += 2 {
+			if args[j] != p {
+				continue
+			}
+			if s, ok := args[j+1].(string); ok {
+				b.WriteString(s)
+			} else {
+				fmt.Fprint(&b, args[j+1])
+			}
+			break
+		}
+	}
+	return b.String()
 }
 
 // T is the text of key in lang. args are pairs of a placeholder's name and its value; the value named Count chooses the
@@ -54,10 +94,8 @@ func T(lang, key string, args ...any) string {
 	if !ok {
 		c = catalogues[Languages[0]]
 	}
-	if len(args) == 0 {
-		if s, ok := c.plain[key]; ok {
-			return s
-		}
+	if parts, ok := c.cut[key]; ok {
+		return fill(parts, args)
 	}
 	if !c.hasMessage[key] {
 		return key

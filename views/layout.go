@@ -23,10 +23,10 @@ func htmlLang(lang string) string {
 
 // scriptKeys are the texts that the scripts use: script.<name> in the catalogue.
 var scriptKeys = []string{
-	"live", "connecting", "reconnecting", "stale", "paused", "ended", "signin", "signedout", "forbidden", "newbuild",
-	"reload", "moved_one", "moved_other", "apply", "gone", "copied", "copyfailed", "selected_one", "selected_other",
+	"live", "connecting", "reconnecting", "stale", "ended", "signin", "signedout", "forbidden", "newbuild",
+	"reload", "moved_one", "moved_other", "copied", "copyfailed", "selected_one", "selected_other",
 	"cordon_one", "cordon_other", "uncordon_one", "uncordon_other", "allmatching", "partmatching", "allfailed",
-	"sending", "failed", "now", "cancelling",
+	"failed", "now", "cancelling", "brokenoff", "open",
 }
 
 func scriptTexts(lang string) templ.OrderedAttributes {

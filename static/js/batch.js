@@ -4,13 +4,19 @@ import {t, toast} from "./text.js";
 import {follow} from "./live.js";
 
 const panel = document.getElementById('batch-panel');
-let current = null, finished = false;
+let current = null, finished = false, address = '';
 
 const key = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join('');
 const mine = handler => e => { if (e.target.id === 'batch') handler(e); };
 
 // Rows of a batch are named by their place in it, so two streams must never feed one panel.
-document.addEventListener('htmx:before:request', mine(() => {
+document.addEventListener('htmx:before:request', mine(e => {
+  // The stream's extension takes the answer over unseen; this is the one place where its header can be read.
+  e.detail.ctx.fetch = async (...request) => {
+    const answer = await fetch(...request);
+    address = answer.headers.get('Location') ?? '';
+    return answer;
+  };
   finished = true;
   current?.reader?.cancel();
   current = null;
@@ -20,6 +26,7 @@ document.addEventListener('htmx:before:request', mine(() => {
 document.addEventListener('htmx:sse:after:connection', mine(e => {
   current = e.detail.connection;
   finished = false;
+  panel.replaceChildren(); // what an earlier batch left
   const form = e.target;
   // The batch exists now: the next one needs another key. Until here, sending again finds the same batch.
   form.elements.idempotency_key.value = key();
@@ -34,10 +41,29 @@ document.addEventListener('htmx:sse:close', mine(() => {
   resume();
 }));
 
-// resume goes on where the answer broke off. The nonce is this page's own.
+// alarm says what must be read, in the place of the panel.
+function alarm(text, label, href) {
+  const p = document.createElement('p');
+  p.className = 'panel problem';
+  p.setAttribute('role', 'alert');
+  p.textContent = text + ' ';
+  if (href) {
+    const link = document.createElement('a');
+    link.textContent = label;
+    link.href = href;
+    p.append(link);
+  }
+  panel.replaceChildren(p);
+}
+
+// resume goes on where the answer broke off. The nonce is this page's own. An answer that broke off before its first
+// message has left no panel to go on in, but its header has said where the batch is.
 function resume() {
-  const url = panel?.querySelector('[data-events]')?.dataset.events;
-  if (!url) return;
+  const url = panel.querySelector('[data-events]')?.dataset.events;
+  if (!url) {
+    alarm(t('brokenoff'), t('open'), address.replace(/^\/api\/v1/, ''));
+    return;
+  }
   const el = document.createElement('div');
   el.id = 'follow';
   el.setAttribute('hx-sse:connect', url);
@@ -52,11 +78,7 @@ function resume() {
 
 document.addEventListener('htmx:error', mine(e => {
   if (e.detail.ctx?.response) return; // an answer came; what failed is not the sending
-  const p = document.createElement('p');
-  p.className = 'panel problem';
-  p.setAttribute('role', 'alert');
-  p.textContent = t('failed');
-  panel.replaceChildren(p);
+  alarm(t('failed'));
 }));
 
 document.addEventListener('submit', async e => {
