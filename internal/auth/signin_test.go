@@ -14,7 +14,9 @@ import (
 	"github.com/alexedwards/argon2id"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kube-node-manager/kube-node-manager/internal/audit"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
 // TestSignIn_OneComputationWhateverTheCause: neither the work nor the words tell names from passwords.
@@ -406,6 +408,46 @@ func TestNormalName(t *testing.T) {
 		got, err := normalName(in)
 		if e, ok := errors.AsType[*fleet.FieldError](err); !ok || e.Field != "name" || got != "" {
 			t.Errorf("%.20q: %q, %v", in, got, err)
+		}
+	}
+}
+
+// TestSignIn_FailureIsRecordedAfterHangUp: whoever goes away between the check and the answer is on record.
+func TestSignIn_FailureIsRecordedAfterHangUp(t *testing.T) {
+	t.Parallel()
+	h := build(t, nil)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	wants(t, "hung up", h.signInFailed(gone, "ada", from, "wrong password", true), fleet.ErrUnauthenticated)
+	got, err := h.log.Entries(t.Context(), fleet.AuditFilter{Action: "signin"})
+	if err != nil || len(got) != 1 || got[0].Actor != "ada" || got[0].Outcome != "failed" || got[0].Addr != from.Addr {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// BenchmarkBySession is what every request pays.
+func BenchmarkBySession(b *testing.B) {
+	s, err := store.Open(b.Context(), store.Config{Dir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			b.Error(err)
+		}
+	}()
+	svc := New(Config{Store: s, Audit: audit.New(s, discard()), Logger: discard(), Hash: &cheap})
+	if err := svc.AddUser(b.Context(), host, "ada", fleet.RoleAdmin, secret); err != nil {
+		b.Fatal(err)
+	}
+	token, _, err := svc.SignIn(b.Context(), "ada", secret, from, "")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := svc.BySession(b.Context(), token); err != nil {
+			b.Fatal(err)
 		}
 	}
 }
