@@ -99,7 +99,7 @@ func (d *death) step(_ string, do func() error) error {
 // step, each node is written exactly once and the batch ends as if nothing had been.
 func TestEngine_KillPoints(t *testing.T) {
 	t.Parallel()
-	const nodes = 5
+	const nodes = 4
 	// kill runs a batch whose owner dies at a step; it answers how many steps there were.
 	kill := func(t *testing.T, at int, late bool) (steps int) {
 		synctest.Test(t, func(t *testing.T) {
@@ -128,7 +128,7 @@ func TestEngine_KillPoints(t *testing.T) {
 				t.Errorf("step %d (late %v): batch is %+v", at, late, b)
 			}
 			for _, it := range items {
-				if n := f.world.writes[it.Ref]; n != 1 {
+				if n := f.world.writesOf(it.Ref); n != 1 {
 					t.Errorf("step %d (late %v): %s was written %d times", at, late, it.Ref, n)
 				}
 				if !it.Changed || it.State != fleet.ItemSucceeded {
@@ -138,6 +138,8 @@ func TestEngine_KillPoints(t *testing.T) {
 			if took := b.EndedAt.Sub(restarted); took > 10*time.Second {
 				t.Errorf("step %d (late %v): went on after %s", at, late, took)
 			}
+			d.mu.Lock()
+			defer d.mu.Unlock()
 			steps = d.steps
 		})
 		return steps
@@ -213,7 +215,7 @@ func TestEngine_KillPointsOfACancelledBatch(t *testing.T) {
 						t.Errorf("%d nodes were written after the cancellation", n-written)
 					}
 					for _, it := range items {
-						if changed := f.world.writes[it.Ref] > 0; changed != it.Changed || changed != (it.State == fleet.ItemSucceeded) {
+						if changed := f.world.writesOf(it.Ref) > 0; changed != it.Changed || changed != (it.State == fleet.ItemSucceeded) {
 							t.Errorf("the node was written: %v; the item is %+v", changed, it)
 						}
 					}
@@ -283,7 +285,7 @@ func TestEngine_FrozenOwnerChangesNothingWhenItWakes(t *testing.T) {
 			t.Errorf("batch is %+v", got)
 		}
 		for _, it := range items {
-			if n := f.world.writes[it.Ref]; n != 1 {
+			if n := f.world.writesOf(it.Ref); n != 1 {
 				t.Errorf("%s was written %d times", it.Ref, n)
 			}
 		}
@@ -291,12 +293,6 @@ func TestEngine_FrozenOwnerChangesNothingWhenItWakes(t *testing.T) {
 			t.Errorf("the first owner began with %d nodes after it had woken up", n-before)
 		}
 	})
-}
-
-func (w *world) started() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.calls
 }
 
 // lockedPair are two worlds over the same maps; one lock keeps them one cluster.
@@ -362,7 +358,7 @@ func TestEngine_ShutdownStopsAtAnItemBoundary(t *testing.T) {
 			t.Errorf("state %s, counts (-want +got):\n%s", b.State, diff)
 		}
 		restarted := time.Now()
-		f.world.takes = time.Second
+		f.world.slower(time.Second)
 		other := f.engine(func(c *batch.Config) { c.Holder = "b" }) // the lease was given back, so that anybody may go on at once
 		f.run(other)
 		b, _ = f.wait(id)
@@ -389,7 +385,7 @@ func TestEngine_ShutdownDoesNotWaitForEver(t *testing.T) {
 		if b, _ := f.read(id); b.State != fleet.BatchRunning || b.Counts.Running != 3 {
 			t.Errorf("batch is %+v", b)
 		}
-		f.world.takes = 0
+		f.world.slower(0)
 		f.run(f.engine())
 		if b, items := f.wait(id); b.Counts.Succeeded != 3 || items[0].Attempt != 2 {
 			t.Errorf("batch is %+v, item %+v", b, items[0])
@@ -418,7 +414,7 @@ func TestEngine_LeftAloneForLongWaitsForAPerson(t *testing.T) {
 				time.Sleep(90 * time.Second)
 				stop()
 				time.Sleep(tt.alone)
-				f.world.takes = 0
+				f.world.slower(0)
 				writes := f.world.written()
 				e := f.engine()
 				f.run(e)
@@ -507,7 +503,7 @@ func TestEngine_StoreTroubleIsVisibleAndPasses(t *testing.T) {
 					t.Errorf("went on after %s", took)
 				}
 				for _, it := range items {
-					if n := f.world.writes[it.Ref]; n != 1 {
+					if n := f.world.writesOf(it.Ref); n != 1 {
 						t.Errorf("%s was written %d times", it.Ref, n)
 					}
 				}

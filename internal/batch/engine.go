@@ -95,7 +95,7 @@ func New(cfg Config) *Engine {
 	}
 	return &Engine{
 		cfg:      cfg,
-		log:      cfg.Logger.With("component", "batch"),
+		log:      cfg.Logger,
 		wakeup:   make(chan struct{}, 1),
 		inFlight: semaphore.NewWeighted(int64(cfg.MaxInFlight)),
 		runs:     make(map[string]*runner),

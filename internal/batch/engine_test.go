@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -33,10 +34,8 @@ type world struct {
 	most     int
 	starts   []time.Time
 
-	takes time.Duration                                // what a node takes
-	fail  func(ref fleet.NodeRef) error                // fails nodes before they are written
-	after func(ref fleet.NodeRef)                      // between the write and the answer
-	gate  func(ctx context.Context, ref fleet.NodeRef) // before the write
+	takes time.Duration                 // what a node takes
+	fail  func(ref fleet.NodeRef) error // fails nodes before they are written
 }
 
 func newWorld() *world {
@@ -49,21 +48,19 @@ func (w *world) Do(ctx context.Context, _ fleet.Caller, id string, it fleet.Item
 	w.inFlight++
 	w.most = max(w.most, w.inFlight)
 	w.starts = append(w.starts, time.Now())
+	takes := w.takes
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
 		w.inFlight--
 		w.mu.Unlock()
 	}()
-	if w.takes > 0 {
+	if takes > 0 {
 		select {
 		case <-ctx.Done():
 			return fleet.ItemResult{}, ctx.Err()
-		case <-time.After(w.takes):
+		case <-time.After(takes):
 		}
-	}
-	if w.gate != nil {
-		w.gate(ctx, it.Ref)
 	}
 	if ctx.Err() != nil {
 		return fleet.ItemResult{}, ctx.Err()
@@ -79,9 +76,6 @@ func (w *world) Do(ctx context.Context, _ fleet.Caller, id string, it fleet.Item
 		w.writes[it.Ref]++
 	}
 	w.mu.Unlock()
-	if w.after != nil {
-		w.after(it.Ref)
-	}
 	return fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}, nil
 }
 
@@ -92,6 +86,39 @@ func (w *world) Resolve(_ context.Context, _ fleet.Caller, id string, it fleet.I
 		return fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}, nil
 	}
 	return fleet.ItemResult{State: fleet.ItemCancelled, Code: fleet.CodeCancelled, Message: "not changed"}, nil
+}
+
+func (w *world) started() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls
+}
+
+func (w *world) writesOf(ref fleet.NodeRef) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.writes[ref]
+}
+
+// peak is the most nodes at once.
+func (w *world) peak() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.most
+}
+
+// begun lists when nodes were started.
+func (w *world) begun() []time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.starts)
+}
+
+// slower changes what a node takes.
+func (w *world) slower(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.takes = d
 }
 
 func (w *world) written() (n int) {
@@ -133,7 +160,7 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()})
+	s, err := store.Open(t.Context(), store.Config{Dir: t.TempDir(), Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,16 +375,17 @@ func TestEngine_SubmitTwiceIsOneBatch(t *testing.T) {
 
 func TestEngine_ParallelismIsBounded(t *testing.T) {
 	t.Parallel()
+	const nodes = 50
 	for _, tt := range []struct {
 		name              string
 		concurrent, total int
 		want              int
 		took              time.Duration
 	}{
-		{"default", 0, 0, 10, 10 * time.Second},
-		{"one at a time", 1, 0, 1, 100 * time.Second},
-		{"most", 50, 0, 50, 2 * time.Second},
-		{"bounded over all batches", 50, 5, 5, 20 * time.Second},
+		{"default", 0, 0, 10, 5 * time.Second},
+		{"one at a time", 1, 0, 1, 50 * time.Second},
+		{"most", 50, 0, 50, time.Second},
+		{"bounded over all batches", 50, 5, 5, 10 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -366,16 +394,16 @@ func TestEngine_ParallelismIsBounded(t *testing.T) {
 				f.world.takes = time.Second
 				e := f.engine(func(c *batch.Config) { c.MaxInFlight = tt.total })
 				f.run(e)
-				s := spec(names(100)...)
+				s := spec(names(nodes)...)
 				s.MaxConcurrent = tt.concurrent
 				b, _ := f.wait(f.submit(e, s))
-				if f.world.most != tt.want {
-					t.Errorf("%d nodes at once, want %d", f.world.most, tt.want)
+				if most := f.world.peak(); most != tt.want {
+					t.Errorf("%d nodes at once, want %d", most, tt.want)
 				}
 				if took := b.EndedAt.Sub(b.StartedAt); took != tt.took {
 					t.Errorf("took %s, want %s", took, tt.took)
 				}
-				if b.Counts.Succeeded != 100 {
+				if b.Counts.Succeeded != nodes {
 					t.Errorf("counts are %+v", b.Counts)
 				}
 			})
@@ -414,14 +442,15 @@ func TestEngine_PauseBetween(t *testing.T) {
 		s := spec(names(4)...)
 		s.MaxConcurrent, s.PauseBetween = 1, time.Minute
 		f.wait(f.submit(e, s))
-		for i := 1; i < len(f.world.starts); i++ {
+		starts := f.world.begun()
+		for i := 1; i < len(starts); i++ {
 			// From the end of one to the start of the next.
-			if gap := f.world.starts[i].Sub(f.world.starts[i-1]) - f.world.takes; gap != time.Minute {
+			if gap := starts[i].Sub(starts[i-1]) - time.Second; gap != time.Minute {
 				t.Errorf("node %d started %s after the one before had ended", i, gap)
 			}
 		}
-		if len(f.world.starts) != 4 {
-			t.Errorf("%d starts", len(f.world.starts))
+		if len(starts) != 4 {
+			t.Errorf("%d starts", len(starts))
 		}
 	})
 }
@@ -483,10 +512,10 @@ func TestEngine_CancelStopsWithinOneStep(t *testing.T) {
 		if err := e.Cancel(t.Context(), ada, id); err != nil {
 			t.Fatal(err)
 		}
-		calls := f.world.calls
+		calls := f.world.started()
 		b, items := f.wait(id)
-		if f.world.calls != calls {
-			t.Errorf("%d nodes were started after the cancellation", f.world.calls-calls)
+		if n := f.world.started(); n != calls {
+			t.Errorf("%d nodes were started after the cancellation", n-calls)
 		}
 		if b.Outcome != fleet.OutcomeCancelled || b.CancelledBy != "ada" {
 			t.Errorf("batch is %+v", b)
@@ -554,8 +583,8 @@ func TestEngine_CancelOfABatchNobodyRuns(t *testing.T) {
 		}
 		f.run(e)
 		b, _ := f.wait(id)
-		if b.Outcome != fleet.OutcomeCancelled || f.world.calls != 0 {
-			t.Errorf("batch is %+v after %d calls", b, f.world.calls)
+		if b.Outcome != fleet.OutcomeCancelled || f.world.started() != 0 {
+			t.Errorf("batch is %+v after %d calls", b, f.world.started())
 		}
 	})
 }
@@ -587,8 +616,8 @@ func TestEngine_AuthorityLostStopsTheBatch(t *testing.T) {
 		if diff := cmp.Diff(fleet.Counts{Total: 40, Succeeded: 6, Cancelled: 34}, b.Counts); diff != "" {
 			t.Errorf("counts (-want +got):\n%s", diff)
 		}
-		if f.world.calls > 9 {
-			t.Errorf("%d nodes were tried, want at most one more per worker", f.world.calls)
+		if n := f.world.started(); n > 9 {
+			t.Errorf("%d nodes were tried, want at most one more per worker", n)
 		}
 		if it := items[39]; it.Code != fleet.CodeAuthorityLost {
 			t.Errorf("item is %+v", it)

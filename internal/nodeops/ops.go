@@ -57,7 +57,7 @@ type Ops struct {
 
 // New returns the verbs.
 func New(cfg Config) *Ops {
-	return &Ops{cfg: cfg, log: cfg.Logger.With("component", "nodeops")}
+	return &Ops{cfg: cfg, log: cfg.Logger}
 }
 
 // The keys of log records.
