@@ -367,35 +367,20 @@ func (b *board) account(n *fleet.Node, by int) {
 	}
 }
 
-// since returns what changed after a revision of this board, in order, and the board's last revision. Complete is false
-// when deletions in that span were forgotten: then the caller has to look for what is missing by itself, with live.
-func (b *board) since(rev uint64) (log []change, last uint64, complete bool) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
+// since returns what changed after a revision, in order. Complete is false when deletions in that span were forgotten:
+// then the caller has to look for what is missing by itself. mu is held.
+func (b *board) since(rev uint64) (log []change, complete bool) {
 	for s := b.head.prev; s != &b.head && s.rev > rev; s = s.prev {
 		log = append(log, change{fleet.NodeRef{Cluster: b.cluster, Name: s.name}, s.rev, s.ver})
 	}
 	slices.Reverse(log)
-	return log, max(rev, b.head.prev.rev), rev >= b.purged
+	return log, rev >= b.purged
 }
 
-// live is the set of names that are here now.
-func (b *board) live() map[string]struct{} {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	names := make(map[string]struct{}, len(b.slots))
-	for name, s := range b.slots {
-		if s.ver != nil {
-			names[name] = struct{}{}
-		}
-	}
-	return names
-}
-
-func (b *board) horizon() uint64 {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.purged
+// has tells whether a node is here. mu is held.
+func (b *board) has(name string) bool {
+	s := b.slots[name]
+	return s != nil && s.ver != nil
 }
 
 // node is the newest object of a name with its visible state; nil if there is none.
@@ -424,17 +409,21 @@ type clusterAt struct {
 	fleet.Cluster
 	rev    uint64 // of the last visible change of the state
 	counts uint64 // of the last change of the counters
-	raw    uint64 // the board's own word for rev
 }
 
-func (b *board) state() clusterAt {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	c := clusterAt{b.status, b.statusRev, b.countsRev, b.statusRev}
+// at is the cluster's state. mu is held.
+func (b *board) at() clusterAt {
+	c := clusterAt{b.status, b.statusRev, b.countsRev}
 	if at := b.lastEvent.Load(); at != 0 {
 		c.LastEvent = time.Unix(0, at)
 	}
 	return c
+}
+
+func (b *board) state() fleet.Cluster {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.at().Cluster
 }
 
 // setStatus changes the cluster's state; the revision moves if anybody would notice.

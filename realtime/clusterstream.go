@@ -18,53 +18,38 @@ type fleetView struct {
 	rev      uint64
 	topology uint64
 	moved    uint64 // last time a cluster came or went
-	clusters []clusterSeen
+	clusters []clusterAt
 	sig      chan struct{}
-}
-
-// clusterSeen is a cluster with the place of its last change in this view's own order of things.
-type clusterSeen struct {
-	fleet.Cluster
-	state, counts uint64 // the board's words for its last change
-	rev           uint64
 }
 
 // sync brings the page up to date and wakes its readers if it changed.
 func (f *fleetView) sync(m *Manager) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	upto, topology, boards := m.snapshot()
-	if upto == f.rev {
+	if m.clock.Load() == f.rev && f.topology != 0 {
 		return
 	}
-	old := make(map[string]clusterSeen, len(f.clusters))
-	for _, c := range f.clusters {
-		old[c.Name] = c
-	}
-	changed := topology != f.topology
-	if changed {
-		f.moved = upto
-	}
-	next := make([]clusterSeen, 0, len(boards))
-	for name, b := range boards {
-		at := b.state()
-		c := clusterSeen{at.Cluster, at.raw, at.counts, upto}
-		if before, ok := old[name]; ok && before.state == c.state && before.counts == c.counts {
-			c.rev = before.rev
-		} else {
-			changed = true
+	before, changed := f.rev, false
+	m.at("", func(at moment) {
+		if at.topology != f.topology {
+			f.topology, f.moved, changed = at.topology, at.rev, true
 		}
-		next = append(next, c)
-	}
-	slices.SortFunc(next, func(a, b clusterSeen) int { return strings.Compare(a.Name, b.Name) })
-	f.clusters, f.topology, f.rev = next, topology, upto
+		f.rev = at.rev
+		f.clusters = make([]clusterAt, 0, len(at.boards))
+		for _, b := range at.boards {
+			c := b.at()
+			changed = changed || max(c.rev, c.counts) > before
+			f.clusters = append(f.clusters, c)
+		}
+	})
+	slices.SortFunc(f.clusters, func(a, b clusterAt) int { return strings.Compare(a.Name, b.Name) })
 	if changed {
 		close(f.sig)
 		f.sig = make(chan struct{})
 	}
 }
 
-func (f *fleetView) read() (clusters []clusterSeen, rev, moved uint64, next <-chan struct{}) {
+func (f *fleetView) read() (clusters []clusterAt, rev, moved uint64, next <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.clusters), f.rev, f.moved, f.sig
@@ -82,7 +67,8 @@ func (s *Streamer) Clusters(w http.ResponseWriter, r *http.Request, cs ClusterSt
 func (s *Streamer) pumpClusters(ctx context.Context, c *conn) error {
 	f := &s.m.fleet
 	f.sync(s.m)
-	cur, known := s.m.parseCursor(c.viewer.Since)
+	cur, base, known := s.m.parseCursor(c.viewer.Since)
+	known = known && cur == base
 	pace := &pacer{rate: 4, most: clusterGap}
 	return s.loop(ctx, c, pace, func() string { return s.m.cursor(cur) },
 		func() ([]frame, <-chan struct{}, bool) {
@@ -92,7 +78,7 @@ func (s *Streamer) pumpClusters(ctx context.Context, c *conn) error {
 			if whole {
 				since = 0
 			}
-			changed := slices.DeleteFunc(clusters, func(c clusterSeen) bool { return c.rev <= since })
+			changed := slices.DeleteFunc(clusters, func(c clusterAt) bool { return max(c.rev, c.counts) <= since })
 			cur, known = rev, true
 			if len(changed) == 0 && !whole {
 				return nil, next, false
@@ -104,7 +90,7 @@ func (s *Streamer) pumpClusters(ctx context.Context, c *conn) error {
 		})
 }
 
-func (s *Streamer) clusterRows(clusters []clusterSeen, whole bool, rev uint64, lang string) frame {
+func (s *Streamer) clusterRows(clusters []clusterAt, whole bool, rev uint64, lang string) frame {
 	var b []byte
 	if whole {
 		b = partialStart(b, "#rows", "innerMorph")
@@ -123,7 +109,7 @@ func (s *Streamer) clusterRows(clusters []clusterSeen, whole bool, rev uint64, l
 	return event(s.m.cursor(rev), "", b)
 }
 
-func (s *Streamer) clusterMessages(clusters []clusterSeen, whole bool, rev uint64) []frame {
+func (s *Streamer) clusterMessages(clusters []clusterAt, whole bool, rev uint64) []frame {
 	var frames []frame
 	if whole {
 		frames = append(frames, jsonEvent(s.m.partial(rev), message{Type: typeReset, Time: time.Now()}))

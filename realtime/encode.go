@@ -31,14 +31,33 @@ func (m *Manager) cursor(rev uint64) string { return m.cfg.Epoch + "." + strconv
 // unknown part of them, so it is no cursor and leads to a fresh start.
 func (m *Manager) partial(rev uint64) string { return m.cursor(rev) + "p" }
 
-// parseCursor returns the revision of a cursor that this process gave out.
-func (m *Manager) parseCursor(s string) (rev uint64, ok bool) {
+// between is the cursor of somebody in the middle of a catch-up: everything up to rev is known, but a node that moved
+// on while the catch-up ran may have been last seen at base, or never.
+func (m *Manager) between(rev, base uint64) string {
+	if rev == base {
+		return m.cursor(rev)
+	}
+	return m.cursor(rev) + "-" + strconv.FormatUint(base, 10)
+}
+
+// parseCursor reads a cursor that this process gave out.
+func (m *Manager) parseCursor(s string) (rev, base uint64, ok bool) {
 	epoch, number, found := strings.Cut(s, ".")
 	if !found || epoch != m.cfg.Epoch {
-		return 0, false
+		return 0, 0, false
 	}
+	number, since, two := strings.Cut(number, "-")
 	rev, err := strconv.ParseUint(number, 10, 64)
-	return rev, err == nil && rev <= m.clock.Load()
+	if err != nil || rev > m.clock.Load() {
+		return 0, 0, false
+	}
+	base = rev
+	if two {
+		if base, err = strconv.ParseUint(since, 10, 64); err != nil || base > rev {
+			return 0, 0, false
+		}
+	}
+	return rev, base, true
 }
 
 // event builds an event whose parts cannot break the framing: r3labs writes them as they are. Names and ids come from
@@ -189,10 +208,13 @@ func appendString(b []byte, s string) []byte {
 type jsonKey struct {
 	ref  fleet.NodeRef
 	ver  *version
-	id   uint64
+	id   place
 	what changes
 	kind byte
 }
+
+// place is where a reader of JSON stands; see between.
+type place struct{ cur, base uint64 }
 
 type memoKey struct {
 	cur  uint64
@@ -358,34 +380,39 @@ func (v *view) orderOf(w *window) []byte {
 
 // messages returns about maxRows JSON messages that move a reader forward, and moves it. Again is true when what it
 // would need to know is forgotten.
-func (v *view) messages(cur *uint64) (frames []frame, again bool, next <-chan struct{}) {
+func (v *view) messages(at *place) (frames []frame, again bool, next <-chan struct{}) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	next = v.sig
-	if *cur < v.purged || *cur > v.rev {
+	if at.cur < v.purged || at.cur > v.rev {
 		return nil, true, next
 	}
-	items := v.since(*cur, maxRows)
+	items := v.since(at.cur, maxRows)
 	if len(items) == 0 {
-		*cur = v.rev
+		*at = place{v.rev, v.rev}
 		return nil, false, next
 	}
 	if v.jsonMemo == nil {
 		v.jsonMemo = map[jsonKey]frame{}
 	}
-	from, id := *cur, *cur
+	last := items[len(items)-1].rev
+	all := last == v.head.prev.rev
+	id := *at
 	for i := range items {
 		it := &items[i]
 		if i == len(items)-1 || items[i+1].rev != it.rev {
-			id = it.rev // only after the last one of a revision is the revision a cursor
+			id.cur = it.rev // only after the last one of a revision is the revision a cursor
+		}
+		if all && i == len(items)-1 {
+			id.base = id.cur
 		}
 		k := jsonKey{ref: it.ref, ver: it.ver, id: id, kind: 'd'}
 		switch {
 		case it.ver == nil:
-		case it.entered > from:
+		case it.entered > at.base:
 			k.kind = 'a'
 		default:
-			k.kind, k.what = 'u', it.ver.changedSince(from)
+			k.kind, k.what = 'u', it.ver.changedSince(at.base)
 		}
 		f, ok := v.jsonMemo[k]
 		if !ok {
@@ -396,7 +423,7 @@ func (v *view) messages(cur *uint64) (frames []frame, again bool, next <-chan st
 		}
 		frames = append(frames, f)
 	}
-	*cur = items[len(items)-1].rev
+	*at = id
 	return frames, false, next
 }
 
@@ -411,5 +438,5 @@ func (v *view) message(k jsonKey) frame {
 		m.Type, m.Time, m.Data = nodeUpdate, k.ver.node.UpdatedAt, v.m.render.json(k.ver)
 		m.Changes = k.what.names()
 	}
-	return jsonEvent(v.m.cursor(k.id), m)
+	return jsonEvent(v.m.between(k.id.cur, k.id.base), m)
 }

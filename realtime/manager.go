@@ -295,18 +295,39 @@ func (m *Manager) release(v *view) {
 	}
 }
 
-// snapshot is the process's revision and the boards, read in this order and under one lock: a removal that the boards
-// show is within the revision.
-func (m *Manager) snapshot() (upto, topology uint64, boards map[string]*board) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return m.clock.Load(), m.topology, m.boards
+// moment is one moment of the boards of a query: everything up to the revision, and nothing beyond it.
+type moment struct {
+	rev      uint64
+	topology uint64 // moves when a cluster comes or goes
+	removed  uint64 // revision of the last removal
+	boards   map[string]*board
 }
 
-func (m *Manager) removedAt() uint64 {
+// at calls f with one moment of a cluster, or of all for an empty name. No revision of these boards can be taken while
+// f runs, for that needs a board's write lock; so the counter that f sees is a cursor over all of them, and means the
+// same to whoever computes it. f must not take long. Locks are taken in the order manager, boards; writers hold one
+// board and wait for nothing, so the order among boards does not matter.
+func (m *Manager) at(cluster string, f func(moment)) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return m.removed
+	boards := m.boards
+	if cluster != "" {
+		boards = map[string]*board{}
+		if b := m.boards[cluster]; b != nil {
+			boards[cluster] = b
+		}
+	}
+	for _, b := range boards {
+		b.mu.RLock()
+		defer b.mu.RUnlock()
+	}
+	f(moment{m.clock.Load(), m.topology, m.removed, boards})
+}
+
+func (m *Manager) all() map[string]*board {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.boards
 }
 
 func (m *Manager) board(name string) *board {
@@ -329,8 +350,7 @@ func (m *Manager) Window(q *Query, lang string) Window {
 	for i := range sets {
 		sets[i] = map[string]struct{}{}
 	}
-	_, _, boards := m.snapshot()
-	for name, b := range boards {
+	for name, b := range m.all() {
 		if q.Cluster == "" || q.Cluster == name {
 			b.values(&sets)
 		}
@@ -423,10 +443,10 @@ func (m *Manager) Row(ref fleet.NodeRef, lang string) ([]byte, error) {
 
 // Clusters is every cluster with its state, in order of name.
 func (m *Manager) Clusters() []fleet.Cluster {
-	_, _, boards := m.snapshot()
+	boards := m.all()
 	out := make([]fleet.Cluster, 0, len(boards))
 	for _, b := range boards {
-		out = append(out, b.state().Cluster)
+		out = append(out, b.state())
 	}
 	slices.SortFunc(out, func(a, b fleet.Cluster) int { return strings.Compare(a.Name, b.Name) })
 	return out

@@ -87,8 +87,7 @@ func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
-	_, _, boards := c.m.snapshot()
-	for name, b := range boards {
+	for name, b := range c.m.all() {
 		s := b.state()
 		for _, state := range clusterStates {
 			var v float64

@@ -34,8 +34,8 @@ func (s *Streamer) pumpHTML(ctx context.Context, c *conn, q *Query) error {
 	p := v.watch(pageKey{q.Page, q.PerPage})
 	defer v.unwatch(p)
 	pos := &position{lang: c.viewer.Lang}
-	var ok bool
-	if pos.cur, ok = s.m.parseCursor(c.viewer.Since); !ok {
+	cur, base, ok := s.m.parseCursor(c.viewer.Since)
+	if pos.cur = cur; !ok || cur != base {
 		pos.reset = true
 		s.metrics.fresh.Inc()
 	} else {
@@ -54,7 +54,8 @@ func (s *Streamer) pumpHTML(ctx context.Context, c *conn, q *Query) error {
 func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 	v := s.m.acquire(q)
 	defer s.m.release(v)
-	cur, known := s.m.parseCursor(c.viewer.Since)
+	cur, base, known := s.m.parseCursor(c.viewer.Since)
+	at := place{cur, base}
 	snapshot, from, known := v.open(cur, known)
 	if known {
 		s.metrics.resumed.Inc()
@@ -63,44 +64,50 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 	}
 	synced := false
 	reset := !known && c.viewer.Since != ""
+	id := func() string {
+		if !known {
+			return s.m.partial(from)
+		}
+		return s.m.between(at.cur, at.base)
+	}
 	// Nobody watches JSON with their eyes: no pacing.
-	return s.loop(ctx, c, &pacer{}, func() string { return s.m.cursor(cur) },
-		func() ([]frame, <-chan struct{}, bool) {
-			if v.orphaned() {
-				return []frame{bye(s.m.cursor(cur), byeCluster)}, nil, true
+	return s.loop(ctx, c, &pacer{}, id, func() ([]frame, <-chan struct{}, bool) {
+		if v.orphaned() {
+			return []frame{bye(id(), byeCluster)}, nil, true
+		}
+		var frames []frame
+		if !known {
+			if reset {
+				frames = append(frames, jsonEvent(s.m.partial(from), message{Type: typeReset, Time: time.Now()}))
+				reset = false
 			}
-			var frames []frame
-			if !known {
-				if reset {
-					frames = append(frames, jsonEvent(s.m.partial(from), message{Type: typeReset, Time: time.Now()}))
-					reset = false
-				}
-				n := min(maxRows, len(snapshot))
-				for _, ver := range snapshot[:n] {
-					frames = append(frames, v.opening(ver, from))
-				}
-				if snapshot = snapshot[n:]; len(snapshot) > 0 {
-					return frames, ready, false
-				}
-				cur, known = from, true
+			n := min(maxRows, len(snapshot))
+			for _, ver := range snapshot[:n] {
+				frames = append(frames, v.opening(ver, from))
 			}
-			more, again, next := v.messages(&cur)
-			frames = append(frames, more...)
-			if again { // what this client has missed is forgotten
-				snapshot, from, known = v.open(0, false)
-				reset = true
-				synced = false
+			if snapshot = snapshot[n:]; len(snapshot) > 0 {
 				return frames, ready, false
 			}
-			if len(more) > 0 {
+			at, known = place{from, from}, true
+			if len(frames) > 0 {
 				return frames, ready, false
 			}
-			if !synced {
-				frames = append(frames, v.syncedEvent(cur))
-				synced = true
-			}
-			return frames, next, false
-		})
+		}
+		more, again, next := v.messages(&at)
+		if again { // what this client has missed is forgotten
+			snapshot, from, known = v.open(0, false)
+			reset, synced = true, false
+			return nil, ready, false
+		}
+		if len(more) > 0 {
+			return more, ready, false
+		}
+		if !synced {
+			synced = true
+			return []frame{v.syncedEvent(id())}, next, false
+		}
+		return nil, next, false
+	})
 }
 
 // ready is a channel to wait for when there is more to send already.
@@ -131,7 +138,7 @@ func (v *view) opening(ver *version, rev uint64) frame {
 
 // syncedEvent ends the first state. It names the clusters' states: no nodes of a cluster that is not live means
 // nothing.
-func (v *view) syncedEvent(cur uint64) frame {
+func (v *view) syncedEvent(id string) frame {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	states := make(map[string]fleet.ClusterState, len(v.clusters))
@@ -145,7 +152,7 @@ func (v *view) syncedEvent(cur uint64) frame {
 	if err != nil {
 		data = []byte("null") // strings and numbers always encode
 	}
-	return jsonEvent(v.m.cursor(cur), message{Type: typeSynced, Data: data, Time: time.Now()})
+	return jsonEvent(id, message{Type: typeSynced, Data: data, Time: time.Now()})
 }
 
 // orphaned tells that the query's one cluster is not here any more.

@@ -290,11 +290,11 @@ func (s *Streamer) loop(ctx context.Context, c *conn, p *pacer, id func() string
 			if err := c.send(ctx, f, i < len(frames)-1); err != nil {
 				return err
 			}
-			select { // a long catch-up does not keep anybody here
+			select { // a long catch-up does not keep anybody here; its last id says how far it came
 			case why := <-c.bye:
-				return c.send(ctx, bye(id(), why), false)
+				return c.send(ctx, bye(string(f.ev.ID), why), false)
 			case <-s.closing:
-				return c.send(ctx, restart(id()), false)
+				return c.send(ctx, restart(string(f.ev.ID)), false)
 			default:
 			}
 		}

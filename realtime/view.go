@@ -39,7 +39,6 @@ type view struct {
 	purged    uint64     // what went at or before this revision may be forgotten
 	topology  uint64     // which set of boards rev is about
 	boards    map[string]*board
-	seen      map[string]uint64 // how far each board was read
 	items     map[fleet.NodeRef]*item
 	head      item // ring in order of rev
 	gone      []goner
@@ -77,7 +76,7 @@ type pane struct {
 func newView(m *Manager, q *Query) *view {
 	v := &view{
 		key: q.viewKey(), q: q, m: m,
-		boards: map[string]*board{}, seen: map[string]uint64{}, items: map[fleet.NodeRef]*item{}, panes: map[pageKey]*pane{},
+		boards: map[string]*board{}, items: map[fleet.NodeRef]*item{}, panes: map[pageKey]*pane{},
 		sig: make(chan struct{}),
 	}
 	v.head.prev, v.head.next = &v.head, &v.head
@@ -85,84 +84,85 @@ func newView(m *Manager, q *Query) *view {
 }
 
 // sync brings the view up to date. Readers are woken if what they see has changed. mu is held.
-//
-// The view's revision is the process's counter as it was before the boards were read, and never later than that: a
-// change of board A that comes after A was read and before B was read must not hide behind what B already showed.
-// What a board shows beyond it is taken too, so that no node is ever missing, and gets the view's revision as its place
-// in the log; each board's own position says that it need not be read again.
 func (v *view) sync() {
-	upto, topology, boards := v.m.snapshot()
-	if upto == v.rev {
+	if v.m.clock.Load() == v.rev && v.topology != 0 {
 		return
 	}
-	first, rearranged := v.topology == 0, topology != v.topology
 	var log []change
-	if rearranged {
-		mine := boards
-		if v.q.Cluster != "" {
-			mine = map[string]*board{}
-			if b := boards[v.q.Cluster]; b != nil {
-				mine[v.q.Cluster] = b
-			}
+	var now moment
+	first := v.topology == 0
+	before, states := v.counts, v.clusters
+	v.m.at(v.q.Cluster, func(at moment) {
+		now = at
+		log = v.changes(at)
+		v.clusters = make([]clusterAt, 0, len(at.boards))
+		for _, b := range at.boards {
+			v.clusters = append(v.clusters, b.at())
 		}
-		for name, old := range v.boards {
-			if mine[name] != old {
-				log = append(log, v.members(name, v.rev+1, nil)...)
-				delete(v.seen, name)
-			}
-		}
-		v.boards, v.topology = mine, topology
-	}
-	for name, b := range v.boards {
-		seen := v.seen[name]
-		part, last, complete := b.since(seen)
-		v.seen[name] = last
-		if !complete {
-			if seen == 0 {
-				v.purged = max(v.purged, b.horizon())
-			} else {
-				log = append(log, v.members(name, v.rev+1, b.live())...)
-			}
-		}
-		for i := range part {
-			part[i].rev = min(part[i].rev, upto)
-		}
-		log = append(log, part...)
-	}
-	if first {
-		v.purged = max(v.purged, v.m.removedAt())
-	}
+	})
 	slices.SortStableFunc(log, func(a, b change) int { return cmp.Compare(a.rev, b.rev) })
+	slices.SortFunc(v.clusters, func(a, b clusterAt) int { return strings.Compare(a.Name, b.Name) })
+	rearranged := now.topology != v.topology
+	if first {
+		v.purged = max(v.purged, now.removed)
+	}
+	v.boards, v.topology = now.boards, now.topology
 
-	before := v.counts
 	moved, touched := v.take(log, first)
 	if moved || first {
-		v.orderRev = upto
+		v.orderRev = now.rev
 	}
 	if before != v.counts || first {
-		v.countsRev = upto
+		v.countsRev = now.rev
 	}
-	stateMoved := v.takeStates(upto)
-	v.rev = upto
+	v.rev = now.rev
 	if len(touched) > 0 || rearranged {
 		v.snap, v.jsonMemo = nil, nil
 		close(v.sig)
 		v.sig = make(chan struct{})
 	}
+	wake := before != v.counts || rearranged || !slices.EqualFunc(states, v.clusters, func(a, b clusterAt) bool {
+		return a.Name == b.Name && a.rev == b.rev
+	})
 	for _, p := range v.panes {
-		v.refresh(p, touched, before != v.counts || stateMoved || rearranged)
+		v.refresh(p, touched, wake)
 	}
 }
 
-// members says of every member of a cluster that is not among keep that it went.
-func (v *view) members(cluster string, rev uint64, keep map[string]struct{}) []change {
+// changes is everything that happened to the boards since the view's revision. Removals of whole clusters come first,
+// so that a cluster of the same name may follow. The boards' locks are held.
+func (v *view) changes(at moment) []change {
+	var log []change
+	for name, old := range v.boards {
+		if at.boards[name] != old {
+			log = append(log, v.missing(name, nil)...)
+		}
+	}
+	for name, b := range at.boards {
+		since := v.rev
+		if v.boards[name] != b {
+			since = 0
+		}
+		part, complete := b.since(since)
+		if !complete {
+			if since == 0 {
+				v.purged = max(v.purged, b.purged)
+			} else {
+				log = append(log, v.missing(name, b)...)
+			}
+		}
+		log = append(log, part...)
+	}
+	return log
+}
+
+// missing says of every member of a cluster that the board does not have that it went, right after what the view
+// knows.
+func (v *view) missing(cluster string, b *board) []change {
 	var log []change
 	for ref, it := range v.items {
-		if ref.Cluster != cluster || it.ver == nil {
-			continue
-		}
-		if _, ok := keep[ref.Name]; !ok {
-			log = append(log, change{ref: ref, rev: rev})
+		if ref.Cluster == cluster && it.ver != nil && (b == nil || !b.has(ref.Name)) {
+			log = append(log, change{ref: ref, rev: v.rev + 1})
 		}
 	}
 	slices.SortFunc(log, func(a, b change) int { return a.ref.Compare(b.ref) })
@@ -329,28 +329,6 @@ func (v *view) count(n *fleet.Node, by int) {
 	if len(n.Pressure) > 0 {
 		v.counts.Pressure += by
 	}
-}
-
-// takeStates notes the clusters' states and tells whether one of them has changed.
-func (v *view) takeStates(upto uint64) (moved bool) {
-	old := make(map[string]clusterAt, len(v.clusters))
-	for _, c := range v.clusters {
-		old[c.Name] = c
-	}
-	v.clusters = v.clusters[:0]
-	for name, b := range v.boards {
-		c := b.state()
-		before, known := old[name]
-		c.rev = min(c.rev, upto)
-		if known && before.raw == c.raw {
-			c.rev = before.rev // it was sent under that one
-		} else {
-			moved = true
-		}
-		v.clusters = append(v.clusters, c)
-	}
-	slices.SortFunc(v.clusters, func(a, b clusterAt) int { return strings.Compare(a.Name, b.Name) })
-	return moved || len(v.clusters) != len(old)
 }
 
 // refresh brings a pane's window up to date and wakes its readers if they would see a difference.
