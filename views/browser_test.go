@@ -84,6 +84,9 @@ type stage struct {
 	nodes    []*fleet.Node
 	refusals []int // statuses for the next attempts to open the stream
 	attempts int
+	reads    int // of the pods
+	visits   int // of the node page
+	deleted  bool
 }
 
 func newStage(t *testing.T) *stage {
@@ -97,6 +100,17 @@ func newStage(t *testing.T) *stage {
 	mux := http.NewServeMux()
 	mux.Handle(static.Prefix, static.Handler())
 	mux.HandleFunc("GET /nodes", s.page)
+	mux.HandleFunc("GET /clusters/{cluster}/nodes/{node}", s.nodePage)
+	mux.HandleFunc("GET /pods", func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		s.reads++
+		list := fleet.PodList{Read: noon, Pods: slices.Repeat([]fleet.Pod{{Namespace: "x", Name: "p", Phase: "Running", Created: noon}}, s.reads)}
+		s.mu.Unlock()
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		if err := Pods(PodsFragment{Lang: "en", List: list, Now: noon}).Render(r.Context(), w); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	})
 	mux.HandleFunc("GET /nodes/stream", func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		s.attempts++
@@ -172,6 +186,30 @@ func (s *stage) page(w http.ResponseWriter, r *http.Request) {
 		Layout: Layout{Lang: "en", Nav: "nodes", User: "ada", Role: fleet.RoleOperator, Nonce: nonce, Path: "/nodes", Now: noon, Asset: static.Asset},
 		Query:  Query{Page: 1, PerPage: 20, Pages: 450, Total: 9000, Q: r.URL.Query().Get("q")}, Rows: rows, Stream: "/nodes/stream?since=e.1", CanCordon: true, Key: "key-of-page",
 		Clusters: []fleet.Cluster{sampleCluster(plainly, fleet.ClusterLive)}, Facets: Facets{Zones: []string{"a"}},
+	}).Render(r.Context(), w)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// nodePage is the page of the first node. Every answer has a nonce of its own, as the real ones have.
+func (s *stage) nodePage(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.visits++
+	nonce := fmt.Sprintf("nonce%d", s.visits)
+	w.Header().Set("Content-Security-Policy", fmt.Sprintf(policy, nonce))
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	if s.deleted {
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = w.Write([]byte("<!DOCTYPE html><html><body><h1>gone</h1></body></html>"))
+		return
+	}
+	n := s.nodes[0]
+	err := Node(NodePage{
+		Layout: Layout{Lang: "en", Nav: "nodes", User: "ada", Role: fleet.RoleOperator, Nonce: nonce, Path: r.URL.Path, Now: noon, Asset: static.Asset},
+		Node:   n, Cluster: sampleCluster(plainly, fleet.ClusterLive), Row: Renderer{}.NodeRow(n, "en"), Stream: "/nodes/stream", PodsURL: "/pods", CanCordon: true,
+		Key: "key" + nonce,
 	}).Render(r.Context(), w)
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -645,6 +683,58 @@ func TestBrowser_BatchAnswerEnds(t *testing.T) {
 	if eval[bool](tb, `document.getElementById('follow') !== null`) {
 		t.Error("a finished batch is followed")
 	}
+}
+
+// The page of a node follows its row: the detail and the verb that is offered change, what is being typed stays.
+func TestBrowser_NodePage(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.answer = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }
+	tb := s.open(t)
+	next(t, "stream of the list", s.conns)
+	tb.do(chromedp.Navigate(s.url + "/clusters/prod-eu/nodes/n-0"))
+	c := next(t, "stream", s.conns)
+	tb.wait(isLive)
+	tb.wait(`document.querySelectorAll('#pods tbody tr').length === 1`)
+	tb.do(chromedp.SendKeys(`[name=reason]`, "half a rea"))
+	c.say(t, "data: %s", s.row(0, strangely))
+	tb.wait(`document.querySelector('#batch button[value=uncordon]').checkVisibility()`)
+	tb.wait(`document.querySelector('#cordon-title') !== null`)
+	if eval[bool](tb, `document.querySelector('#batch button[value=cordon]') !== null`) {
+		t.Error("cordon is still offered")
+	}
+	if got := eval[string](tb, `document.activeElement.name + '=' + document.activeElement.value`); got != "reason=half a rea" {
+		t.Errorf("after the change the focus and the text are %q", got)
+	}
+	if got := eval[int](tb, `document.querySelectorAll('#pods tbody tr').length`); got != 1 {
+		t.Errorf("the pods were read again for a change of the node: %d", got)
+	}
+	tb.click(`#pods-again`)
+	tb.wait(`document.querySelectorAll('#pods tbody tr').length === 2`)
+
+	// The morphed form still works, with the choice that a foreign cordon needs.
+	tb.click(`#batch [name=foreign]`)
+	tb.click(`#batch button[value=uncordon]`)
+	post := next(t, "post", s.posts)
+	if post.Get("nodes") != "prod-eu/n-0" || post.Get("foreign") != "include" || post.Get("action") != "uncordon" || post.Get("reason") != "half a rea" {
+		t.Errorf("sent %v", post)
+	}
+	eval[bool](tb, `document.getElementById('detail').addEventListener('htmx:finally:request', () => { window.answered = true }), true`)
+	s.mu.Lock()
+	s.deleted = true
+	visits := s.visits
+	s.mu.Unlock()
+	c.say(t, `data: <tr id="%s" hx-swap-oob="delete"></tr>`, NodeID(fleet.NodeRef{Cluster: "prod-eu", Name: "n-0"}))
+	tb.wait(`window.answered`)
+	s.mu.Lock()
+	if s.visits != visits+1 {
+		t.Errorf("the page was asked for %d times", s.visits-visits)
+	}
+	s.mu.Unlock()
+	if !eval[bool](tb, `document.querySelector('#detail .card') !== null`) {
+		t.Error("what was last known of the node is gone from the page")
+	}
+	tb.wait(`document.querySelector('.gone').checkVisibility()`)
 }
 
 func TestBrowser_Keys(t *testing.T) {

@@ -131,6 +131,16 @@ function say(state, changed) {
 
 const detail = document.getElementById('detail');
 
+// The detail of a node is taken from its whole page. The page's scripts run already, and htmx would try to make them
+// again, which the policy forbids. An answer without a detail (the node is gone, the session has ended) leaves what was
+// last known.
+detail?.addEventListener('htmx:after:request', e => {
+  if (e.target !== detail) return;
+  const {ctx} = e.detail;
+  if (!ctx.text.includes(' id="detail"')) ctx.swap = 'none';
+  ctx.text = ctx.text.replace(/<script\b[^>]*><\/script>/gi, '');
+});
+
 function settle() {
   document.dispatchEvent(new CustomEvent('knm:rows'));
   if (detail) htmx.trigger(detail, 'node-changed');
