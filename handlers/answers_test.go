@@ -7,6 +7,9 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +21,7 @@ import (
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/realtime"
+	"github.com/kube-node-manager/kube-node-manager/views"
 )
 
 // Each thing that goes wrong, asked by a browser and by a program.
@@ -36,9 +40,11 @@ func TestErrors(t *testing.T) {
 		headers map[string]string
 	}{
 		{name: "wrong sign-in", call: call{method: "POST", path: "/login", body: formBody("username", "ada", "password", "wrong")}, status: 401, typ: "unauthenticated", says: "password is wrong"},
-		{name: "throttled sign-in", change: func(wd *world) { wd.signIn = &fleet.LimitError{What: "sign-in", Retry: 1500 * time.Millisecond} },
+		{
+			name: "throttled sign-in", change: func(wd *world) { wd.signIn = &fleet.LimitError{What: "sign-in", Retry: 1500 * time.Millisecond} },
 			call: call{method: "POST", path: "/login", body: formBody("username", "ada", "password", "wrong")}, status: 429, typ: "too_many",
-			headers: map[string]string{"Retry-After": "2"}},
+			headers: map[string]string{"Retry-After": "2"},
+		},
 		{name: "session expired, page", call: call{path: "/nodes?q=zone%3Aa", who: "expired"}, status: 401, html: 303, typ: "unauthenticated"},
 		{name: "session expired, API", call: call{path: "/api/v1/nodes", who: "expired"}, status: 401, typ: "unauthenticated"},
 		{name: "viewer posting a batch", call: call{method: "POST", path: "/api/v1/batches", who: "viewer", body: formBody("action", "cordon", "nodes", "prod/node-0")}, status: 403, typ: "forbidden", says: "viewer"},
@@ -71,14 +77,20 @@ func TestErrors(t *testing.T) {
 		{name: "node busy", change: func(wd *world) {
 			wd.submit = &fleet.BusyError{Node: fleet.NodeRef{Cluster: "prod", Name: "node-0"}, Batch: "b9"}
 		}, call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "cordon", "nodes", "prod/node-0")}, status: 409, typ: "conflict", says: "prod/node-0"},
-		{name: "too many", change: func(wd *world) { wd.submit = &fleet.LimitError{What: "batches", Retry: time.Minute} },
+		{
+			name: "too many", change: func(wd *world) { wd.submit = &fleet.LimitError{What: "batches", Retry: time.Minute} },
 			call:   call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "cordon", "nodes", "prod/node-0")},
-			status: 429, typ: "too_many", headers: map[string]string{"Retry-After": "60"}},
+			status: 429, typ: "too_many", headers: map[string]string{"Retry-After": "60"},
+		},
 		{name: "store down", call: call{path: "/nodes", who: "store-down"}, status: 500, typ: "internal"},
-		{name: "unavailable", change: func(wd *world) { wd.submit = errors.Join(fleet.ErrUnavailable, errors.New("fire")) },
-			call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "cordon", "nodes", "prod/node-0")}, status: 503, typ: "unavailable"},
-		{name: "last admin", change: func(wd *world) { wd.people = say(fleet.ErrConflict, "", "the last admin must stay") },
-			call: call{method: "POST", path: "/api/v1/users/ada", who: "admin", body: formBody("disabled", "true")}, status: 409, typ: "conflict", says: "last admin"},
+		{
+			name: "unavailable", change: func(wd *world) { wd.submit = errors.Join(fleet.ErrUnavailable, errors.New("fire")) },
+			call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "cordon", "nodes", "prod/node-0")}, status: 503, typ: "unavailable",
+		},
+		{
+			name: "last admin", change: func(wd *world) { wd.people = say(fleet.ErrConflict, "", "the last admin must stay") },
+			call: call{method: "POST", path: "/api/v1/users/ada", who: "admin", body: formBody("disabled", "true")}, status: 409, typ: "conflict", says: "last admin",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -306,10 +318,14 @@ func TestCreateBatch_Fields(t *testing.T) {
 			"max_concurrent", "3", "max_failures", "2", "pause_between", "90", "idempotency_key", "k1")},
 		"form of checkboxes": {body: formBody("action", "uncordon", "reason", "disk swap", "foreign", "include", "nodes", "", "nodes", "prod/node-0",
 			"nodes", "a/b/node-1", "max_concurrent", "3", "max_failures", "2", "pause_between", "1m30s", "idempotency_key", "k1")},
-		"JSON": {header: map[string]string{"Content-Type": "application/json; charset=utf-8"},
-			body: `{"action":"uncordon","reason":"disk swap","foreign":"include","nodes":["prod/node-0","a/b/node-1"],"max_concurrent":3,"max_failures":2,"pause_between":"90s","idempotency_key":"k1"}`},
-		"JSON, one text": {header: map[string]string{"Content-Type": "application/json", "Idempotency-Key": "k1"},
-			body: `{"action":"uncordon","reason":"disk swap","foreign":"include","nodes":"prod/node-0\na/b/node-1","max_concurrent":"3","max_failures":2,"pause_between":90,"idempotency_key":null}`},
+		"JSON": {
+			header: map[string]string{"Content-Type": "application/json; charset=utf-8"},
+			body:   `{"action":"uncordon","reason":"disk swap","foreign":"include","nodes":["prod/node-0","a/b/node-1"],"max_concurrent":3,"max_failures":2,"pause_between":"90s","idempotency_key":"k1"}`,
+		},
+		"JSON, one text": {
+			header: map[string]string{"Content-Type": "application/json", "Idempotency-Key": "k1"},
+			body:   `{"action":"uncordon","reason":"disk swap","foreign":"include","nodes":"prod/node-0\na/b/node-1","max_concurrent":"3","max_failures":2,"pause_between":90,"idempotency_key":null}`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -339,7 +355,11 @@ func TestCreateBatch_BadFields(t *testing.T) {
 		{`{"action":"cordon","nodes":"a/b","pause_between":99999999999}`, "pause_between"},
 		{`{"action":"cordon","nodes":"a/b","colour":"red"}`, "colour"},
 		{`{"action":"cordon","nodes":"a/b","idempotency_key":"` + strings.Repeat("k", maxKey+1) + `"}`, "idempotency_key"},
-		{`[]`, ""}, {`null`, ""}, {`{"action":"cordon"} {}`, ""}, {`{"action":`, ""}, {`{`, ""},
+		{`[]`, ""},
+		{`null`, ""},
+		{`{"action":"cordon"} {}`, ""},
+		{`{"action":`, ""},
+		{`{`, ""},
 	} {
 		s := newSite(t)
 		w := s.do(call{method: "POST", path: "/api/v1/batches", who: "operator", body: tt.body, header: map[string]string{"Content-Type": "application/json"}})
@@ -591,7 +611,7 @@ func TestPods_ErrorIsContent(t *testing.T) {
 func TestPeople(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	json_ := map[string]string{"Content-Type": "application/json"}
+	asObject := map[string]string{"Content-Type": "application/json"}
 	for _, tt := range []struct {
 		call
 		status   int
@@ -600,13 +620,13 @@ func TestPeople(t *testing.T) {
 	}{
 		{call: call{method: "POST", path: "/api/v1/users", who: "admin", body: formBody("name", "eve", "role", "operator", "password", "x")}, status: 201, did: "AddUser eve operator"},
 		{call: call{method: "POST", path: "/api/v1/users", who: "admin", header: html, body: formBody("name", "eva", "role", "viewer", "password", "x")}, status: 303, did: "AddUser eva viewer", location: "/users"},
-		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: json_, body: `{"disabled":true}`}, status: 204, did: "SetDisabled eve true"},
-		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: json_, body: `{"role":"viewer"}`}, status: 204, did: "SetRole eve viewer"},
-		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: json_, body: `{"password":"new"}`}, status: 204, did: "SetPassword eve"},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"disabled":true}`}, status: 204, did: "SetDisabled eve true"},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"role":"viewer"}`}, status: 204, did: "SetRole eve viewer"},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"password":"new"}`}, status: 204, did: "SetPassword eve"},
 		{call: call{method: "POST", path: "/api/v1/users/eve@example.org", who: "admin", header: html, body: formBody("disabled", "false")}, status: 303, did: "SetDisabled eve@example.org false", location: "/users"},
-		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: json_, body: `{"role":"viewer","disabled":true}`}, status: 422},
-		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: json_, body: `{}`}, status: 422},
-		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: json_, body: `{"disabled":"maybe"}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"role":"viewer","disabled":true}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"disabled":"maybe"}`}, status: 422},
 		{call: call{method: "POST", path: "/api/v1/users", who: "admin", body: formBody("name", "x", "role", "root")}, status: 422},
 		{call: call{method: "DELETE", path: "/api/v1/tokens/t1", who: "viewer"}, status: 204, did: "EndToken t1"},
 		{call: call{method: "POST", path: "/api/v1/tokens/t1/delete", who: "viewer", header: html}, status: 303, did: "EndToken t1", location: "/account"},
@@ -624,7 +644,7 @@ func TestPeople(t *testing.T) {
 		}
 	}
 	before := len(s.calls)
-	s.do(call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: json_, body: `{"role":"viewer","disabled":true}`})
+	s.do(call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"role":"viewer","disabled":true}`})
 	if len(s.calls) != before {
 		t.Errorf("half of a double change was done: %q", s.calls[before:])
 	}
@@ -813,5 +833,39 @@ func TestRoutes_Match(t *testing.T) {
 		if got := s.mux.Find(chi.NewRouteContext(), rt.method, fill(rt.path)); got != rt.path {
 			t.Errorf("%s %s is served by %q", rt.method, fill(rt.path), got)
 		}
+	}
+}
+
+// Every sentence that a person can be shown is in the catalogue.
+func TestErrors_InCatalogue(t *testing.T) {
+	t.Parallel()
+	for _, k := range kinds {
+		if !views.Has("error." + k.name) {
+			t.Errorf("error.%s is not in the catalogue", k.name)
+		}
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) < 8 {
+		t.Fatalf("%v %v", files, err)
+	}
+	used := regexp.MustCompile(`(?:say\(\s*[\w.]+,|[kK]ey:)\s*"([a-z_.]+)"`)
+	n := 0
+	for _, f := range files {
+		src, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		for _, m := range used.FindAllSubmatch(src, -1) {
+			n++
+			if !views.Has(string(m[1])) {
+				t.Errorf("%s: %s is not in the catalogue", f, m[1])
+			}
+		}
+	}
+	if n < 15 {
+		t.Errorf("only %d keys found", n)
 	}
 }

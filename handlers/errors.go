@@ -143,7 +143,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if err := s.show(w, r, a.status, c); err != nil {
 		// The page for errors failed itself: a plain sentence is left.
 		st.err = errors.Join(st.err, err)
-		_ = plain(w, a.status, a.title+" ("+st.id+")\n") //nolint:errcheck // the client is gone if this fails
+		_ = plain(w, a.status, a.title+" ("+st.id+")\n")
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -419,9 +420,7 @@ var (
 
 func with(base map[string]string, kv ...string) map[string]string {
 	m := map[string]string{}
-	for k, v := range base {
-		m[k] = v
-	}
+	maps.Copy(m, base)
 	for i := 0; i+1 < len(kv); i += 2 {
 		m[kv[i]] = kv[i+1]
 	}

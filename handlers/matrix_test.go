@@ -166,8 +166,11 @@ func TestAuthenticate_BearerCountsAlone(t *testing.T) {
 		auth string
 		want int
 	}{
-		{"Bearer viewer", http.StatusForbidden}, {"Bearer nobody", http.StatusUnauthorized}, {"Basic YTpi", http.StatusUnauthorized},
-		{"Bearer", http.StatusUnauthorized}, {"bearer admin", http.StatusOK},
+		{"Bearer viewer", http.StatusForbidden},
+		{"Bearer nobody", http.StatusUnauthorized},
+		{"Basic YTpi", http.StatusUnauthorized},
+		{"Bearer", http.StatusUnauthorized},
+		{"bearer admin", http.StatusOK},
 	} {
 		w := s.do(call{path: "/api/v1/users", who: "admin", header: map[string]string{"Authorization": tt.auth}})
 		if w.Code != tt.want {

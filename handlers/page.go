@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -86,12 +87,7 @@ func (s *server) lang(r *http.Request) string {
 }
 
 func knownLang(s string) bool {
-	for _, l := range views.Languages {
-		if s == l {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(views.Languages, s)
 }
 
 func theme(r *http.Request) string {
@@ -131,7 +127,7 @@ func (s *server) liking(w http.ResponseWriter, r *http.Request) bool {
 	if len(q) > 0 {
 		target += "?" + q.Encode()
 	}
-	http.Redirect(w, r, target, http.StatusSeeOther)
+	http.Redirect(w, r, target, http.StatusSeeOther) //nolint:gosec // G710: localPath was asked
 	return true
 }
 

@@ -26,9 +26,17 @@ func TestHeaders_Everywhere(t *testing.T) {
 		})
 		cookie := map[bool]string{false: "knm", true: "__Host-knm"}[secure]
 		calls := []call{
-			{path: "/nope"}, {path: "/nope/"}, {method: "DELETE", path: "/nodes"}, {path: static.Asset("app.css")}, {path: "/static/../server.go"},
-			{path: "/static/nope.js"}, {path: "/nodes?lang=zh"}, {path: "/nodes?q=colour%3Ared"}, {method: "OPTIONS", path: "/nodes"},
-			{method: "POST", path: "/login", body: strings.Repeat("x", bodyLimit+1)}, {method: "TRACE", path: "/nodes"},
+			{path: "/nope"},
+			{path: "/nope/"},
+			{method: "DELETE", path: "/nodes"},
+			{path: static.Asset("app.css")},
+			{path: "/static/../server.go"},
+			{path: "/static/nope.js"},
+			{path: "/nodes?lang=zh"},
+			{path: "/nodes?q=colour%3Ared"},
+			{method: "OPTIONS", path: "/nodes"},
+			{method: "POST", path: "/login", body: strings.Repeat("x", bodyLimit+1)},
+			{method: "TRACE", path: "/nodes"},
 		}
 		for _, rt := range tableOf(t) {
 			calls = append(calls, call{method: rt.method, path: fill(rt.path), body: bodies[rt.method+" "+rt.path]})
@@ -465,8 +473,13 @@ func TestLiking(t *testing.T) {
 		t.Errorf("status %d, cookies %v", w.Code, w.Result().Cookies())
 	}
 	for _, tt := range []struct{ cookie, accept, want string }{
-		{"", "", "en"}, {"", "zh-CN,zh;q=0.9,en;q=0.8", "zh-Hans"}, {"", "de,en;q=0.5", "en"}, {"", "zh-TW", "zh-Hans"},
-		{"zh", "en", "zh-Hans"}, {"xx", "en", "en"}, {"", strings.Repeat("a-", 5000), "en"},
+		{"", "", "en"},
+		{"", "zh-CN,zh;q=0.9,en;q=0.8", "zh-Hans"},
+		{"", "de,en;q=0.5", "en"},
+		{"", "zh-TW", "zh-Hans"},
+		{"zh", "en", "zh-Hans"},
+		{"xx", "en", "en"},
+		{"", strings.Repeat("a-", 5000), "en"},
 	} {
 		r := map[string]string{"Accept": "text/html", "Accept-Language": tt.accept, "Cookie": "knm=viewer; knm_lang=" + tt.cookie + "; knm_theme=dark"}
 		d := document(t, s.do(call{path: "/nodes", header: r}))

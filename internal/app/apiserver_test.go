@@ -3,6 +3,7 @@ package app
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -159,9 +160,7 @@ func (s *apiServer) patch(w http.ResponseWriter, r *http.Request, name string) {
 // merge is RFC 7386, on a copy.
 func merge(into, patch map[string]any) map[string]any {
 	out := map[string]any{}
-	for k, v := range into {
-		out[k] = v
-	}
+	maps.Copy(out, into)
 	for k, v := range patch {
 		switch v := v.(type) {
 		case nil:

@@ -311,7 +311,7 @@ func TestApp_WholeWay(t *testing.T) {
 	}
 	cancel()
 
-	metrics, err := http.Get("http://" + r.MetricsAddr() + "/metrics") //nolint:noctx // a test's look
+	metrics, err := http.Get("http://" + r.MetricsAddr() + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +362,7 @@ func TestApp_DisabledFromTheHost(t *testing.T) {
 
 	command(config.CommandUserDisable, config.User{Name: "vic"}, "")
 	began := time.Now()
-	for range live { //nolint:revive // until it ends
+	for range live { // until it ends
 	}
 	if d := time.Since(began); d > 5*time.Second {
 		t.Errorf("the stream ended after %s", d)
@@ -398,7 +398,7 @@ func TestApp_SignOutEndsStreams(t *testing.T) {
 	if status, _ := p.do("POST", "/logout", url.Values{}); status != http.StatusSeeOther {
 		t.Errorf("status %d", status)
 	}
-	for range live { //nolint:revive // until it ends
+	for range live { // until it ends
 	}
 	if d := time.Since(began); d > time.Second {
 		t.Errorf("the stream ended after %s", d)
@@ -531,7 +531,7 @@ func TestApp_SelfSigned(t *testing.T) {
 	r := start(t, cfg, fakeCluster(t, "prod"))
 	p := r.person(&http.Transport{
 		ForceAttemptHTTP2: true,
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the certificate is checked by hand below
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // the certificate is checked by hand below
 	})
 	r.setUp(p)
 	resp := p.request(t.Context(), "GET", "/nodes", nil, "Accept", "text/html")
@@ -552,7 +552,7 @@ func TestApp_SelfSigned(t *testing.T) {
 	}
 	live := p.events(p.request(t.Context(), "GET", "/api/v1/nodes/events", nil))
 	until(t, live, "synced")
-	if _, err := tls.Dial("tcp", r.Addr(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11}); err == nil { //nolint:gosec // that is the test
+	if _, err := tls.Dial("tcp", r.Addr(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11}); err == nil {
 		t.Error("TLS 1.1 is spoken")
 	}
 	if err := r.stop(); err != nil {

@@ -112,8 +112,9 @@ func user(ctx context.Context, cmd config.Command, cfg config.User, people *auth
 		return said(std.Out, false, "", "enabled %s", cfg.Name)
 	case config.CommandUserList:
 		return listUsers(ctx, people, std.Out)
+	default:
+		return fmt.Errorf("%q is no command about people", cmd)
 	}
-	return fmt.Errorf("%q is no command", cmd)
 }
 
 // said confirms, and shows a password that was made up: nobody else knows it.
@@ -132,7 +133,7 @@ func listUsers(ctx context.Context, people *auth.Service, out io.Writer) error {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tROLE\tSTATE\tCREATED\tLAST SIGN-IN") //nolint:errcheck // Flush tells
+	fmt.Fprintln(w, "NAME\tROLE\tSTATE\tCREATED\tLAST SIGN-IN")
 	for _, u := range users {
 		state, last := "enabled", "never"
 		if u.Disabled {
@@ -141,7 +142,7 @@ func listUsers(ctx context.Context, people *auth.Service, out io.Writer) error {
 		if !u.LastSignIn.IsZero() {
 			last = u.LastSignIn.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", u.Name, u.Role, state, u.CreatedAt.UTC().Format(time.RFC3339), last) //nolint:errcheck // Flush tells
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", u.Name, u.Role, state, u.CreatedAt.UTC().Format(time.RFC3339), last)
 	}
 	return w.Flush()
 }

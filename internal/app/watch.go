@@ -45,7 +45,7 @@ func Watch(ctx context.Context, cfg config.Watch, out io.Writer) error {
 		return nil // heartbeats and words for browsers
 	})
 	if ctx.Err() != nil {
-		return nil // the person has seen enough
+		err = nil // the person has seen enough
 	}
 	return err
 }

@@ -98,7 +98,9 @@ func TestWatch_Ends(t *testing.T) {
 		status int
 		want   string
 	}{
-		{"not signed in", 401, "API token"}, {"not permitted", 403, "API token"}, {"unknown cluster", 404, "404"},
+		{"not signed in", 401, "API token"},
+		{"not permitted", 403, "API token"},
+		{"unknown cluster", 404, "404"},
 		{"redirect", 303, ""}, // tried again, until the person has had enough
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -24,13 +25,13 @@ const tokenEnv = EnvPrefix + "TOKEN"
 
 // database are the flags of every command that opens the store.
 type database struct {
-	DataDir     string `name:"data-dir" default:"./data" placeholder:"DIR" help:"Directory of the database; made if missing."`
+	DataDir     string `name:"data-dir" default:"./data" placeholder:"DIR" help:"Directory of the database; made if missing (${default})."`
 	DatabaseURL string `name:"database-url" placeholder:"postgres://…" help:"PostgreSQL instead of SQLite in the data directory."`
 }
 
 type serveCmd struct {
 	database
-	Listen        string   `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address to serve on."`
+	Listen        string   `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address to serve on (${default})."`
 	Kubeconfig    []string `sep:"none" placeholder:"FILE" help:"Watch every context of this file; repeatable. In the variable, several are divided as in PATH."`
 	InCluster     bool     `help:"Watch the cluster this process runs in, with its service account."`
 	ExternalURL   string   `name:"external-url" placeholder:"https://…" help:"Address that browsers use, when a proxy is in front."`
@@ -39,7 +40,7 @@ type serveCmd struct {
 	TLSKey        string   `name:"tls-key" placeholder:"FILE" help:"Private key, PEM."`
 	TLSSelfSigned bool     `name:"tls-self-signed" help:"Serve TLS with a certificate made at the start."`
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
-	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none."`
+	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	LogFormat     string   `default:"json" enum:"json,text" help:"json or text."`
 	LogLevel      string   `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 }
@@ -69,7 +70,7 @@ type cli struct {
 		Verify struct{ database } `cmd:"" help:"Check the chain of the whole record."`
 	} `cmd:"" help:"The audit record."`
 	Watch struct {
-		Server    string `default:"http://127.0.0.1:8080" placeholder:"URL" help:"The server to follow."`
+		Server    string `default:"http://127.0.0.1:8080" placeholder:"URL" help:"The server to follow (${default})."`
 		Cluster   string `placeholder:"NAME" help:"Only this cluster."`
 		TokenFile string `placeholder:"FILE" help:"File with an API token; or the variable KNM_TOKEN."`
 	} `cmd:"" help:"Print node events as they come, one JSON object a line."`
@@ -293,7 +294,7 @@ func checkListen(p *problems, flag, addr string) (loopback bool) {
 		p.add(flag, "%q is not of the form host:port", addr)
 		return true // one problem is enough
 	}
-	if _, err := net.LookupPort("tcp", port); err != nil {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		p.add(flag, "%q has no valid port", addr)
 	}
 	if host == "localhost" {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,13 +45,17 @@ func TestParse_Commands(t *testing.T) {
 		want Config
 	}{
 		{[]string{"version"}, Config{Command: CommandVersion}},
-		{[]string{"user", "add", "ada", "--role", "admin", "--password-file", "-", "--data-dir", "d"},
-			Config{Command: CommandUserAdd, User: User{Database: Database{Dir: "d"}, Name: "ada", Role: "admin", PasswordFile: "-"}}},
+		{
+			[]string{"user", "add", "ada", "--role", "admin", "--password-file", "-", "--data-dir", "d"},
+			Config{Command: CommandUserAdd, User: User{Database: Database{Dir: "d"}, Name: "ada", Role: "admin", PasswordFile: "-"}},
+		},
 		{[]string{"user", "list"}, Config{Command: CommandUserList, User: User{Database: Database{Dir: "./data"}}}},
 		{[]string{"user", "disable", "ada"}, Config{Command: CommandUserDisable, User: User{Database: Database{Dir: "./data"}, Name: "ada"}}},
 		{[]string{"user", "enable", "ada"}, Config{Command: CommandUserEnable, User: User{Database: Database{Dir: "./data"}, Name: "ada"}}},
-		{[]string{"user", "set-password", "ada", "--password-file=p"},
-			Config{Command: CommandSetPassword, User: User{Database: Database{Dir: "./data"}, Name: "ada", PasswordFile: "p"}}},
+		{
+			[]string{"user", "set-password", "ada", "--password-file=p"},
+			Config{Command: CommandSetPassword, User: User{Database: Database{Dir: "./data"}, Name: "ada", PasswordFile: "p"}},
+		},
 		{[]string{"audit", "verify"}, Config{Command: CommandAuditVerify, Audit: Audit{Database: Database{Dir: "./data"}}}},
 	} {
 		got, err := parse(t, nil, tt.args...)
@@ -102,7 +107,7 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 			seen++
 			args := base[leaf.Name]
 			if leaf.Name == "add" && f.Name != "role" {
-				args = append(args[:len(args):len(args)], "--role=viewer")
+				args = append(slices.Clip(args), "--role=viewer")
 			}
 			before := Config{}
 			if leaf.Name != "add" || f.Name != "role" {
@@ -159,8 +164,11 @@ func TestParse_Problems(t *testing.T) {
 	}{
 		{"unknown variable", []string{"KNM_LISTN=x", "KNM_FOO=y"}, []string{"serve"}, []string{"KNM_LISTN", "KNM_FOO"}},
 		{"unknown variable for another command", []string{"KNM_LISTN=x"}, []string{"version"}, []string{"KNM_LISTN"}},
-		{"several at once", nil, []string{"serve", "--listen", "nonsense", "--tls-cert", "c", "--trusted-proxy", "ten", "--external-url", "ftp://x"},
-			[]string{"--listen", `"nonsense"`, "--tls-cert and --tls-key", `"ten"`, "--external-url"}},
+		{
+			"several at once", nil,
+			[]string{"serve", "--listen", "nonsense", "--tls-cert", "c", "--trusted-proxy", "ten", "--external-url", "ftp://x"},
+			[]string{"--listen", `"nonsense"`, "--tls-cert and --tls-key", `"ten"`, "--external-url"},
+		},
 		{"plain http for everybody", nil, []string{"serve", "--listen", "0.0.0.0:8080"}, []string{"--listen", "--insecure-http"}},
 		{"plain http for everybody, no host", nil, []string{"serve", "--listen", ":8080"}, []string{"--insecure-http"}},
 		{"http external url is not enough", nil, []string{"serve", "--listen", ":8080", "--external-url", "http://x.example"}, []string{"--insecure-http"}},
@@ -198,9 +206,13 @@ func TestParse_Problems(t *testing.T) {
 func TestParse_PlainHTTP(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
-		{"--listen", "127.0.0.1:0"}, {"--listen", "[::1]:0"}, {"--listen", "localhost:8080"},
-		{"--listen", ":8080", "--insecure-http"}, {"--listen", ":8080", "--tls-self-signed"},
-		{"--listen", ":8080", "--tls-cert", "c", "--tls-key", "k"}, {"--listen", ":8080", "--external-url", "https://x.example"},
+		{"--listen", "127.0.0.1:0"},
+		{"--listen", "[::1]:0"},
+		{"--listen", "localhost:8080"},
+		{"--listen", ":8080", "--insecure-http"},
+		{"--listen", ":8080", "--tls-self-signed"},
+		{"--listen", ":8080", "--tls-cert", "c", "--tls-key", "k"},
+		{"--listen", ":8080", "--external-url", "https://x.example"},
 	} {
 		if _, err := parse(t, nil, append([]string{"serve"}, args...)...); err != nil {
 			t.Errorf("%q: %v", args, err)
