@@ -41,7 +41,7 @@ func TestRun_NoticesWhatAnotherProcessDoes(t *testing.T) {
 			return cli.EndSession(ctx, host, c.Session)
 		}, ReasonRevoked},
 		{"idle", func(context.Context, *house, fleet.Caller) error {
-			time.Sleep(30*time.Minute - time.Second)
+			pass(30*time.Minute - time.Second)
 			return nil
 		}, ReasonExpired},
 	} {
@@ -57,13 +57,13 @@ func TestRun_NoticesWhatAnotherProcessDoes(t *testing.T) {
 				token, vic := server.in(t, "vic")
 				other, _ := server.in(t, "ada")
 				defer server.run(t)()
-				time.Sleep(time.Second)
+				pass(time.Second)
 				active(t, server, other)
 				if err := tt.do(t.Context(), cli, vic); err != nil {
 					t.Fatal(err)
 				}
 				server.announced()
-				time.Sleep(5 * time.Second)
+				pass(5 * time.Second)
 				synctest.Wait()
 				got := server.announced()
 				want := End{Session: vic.Session, UserID: vic.UserID, Reason: tt.reason}
@@ -77,13 +77,13 @@ func TestRun_NoticesWhatAnotherProcessDoes(t *testing.T) {
 				}
 				alive(t, server, token, false)
 				// It is said again for a while, for who was just opening something, and then no more.
-				time.Sleep(lingerFor)
+				pass(lingerFor)
 				synctest.Wait()
 				again := server.announced()
 				if len(again) == 0 {
 					t.Error("said once only")
 				}
-				time.Sleep(time.Minute)
+				pass(time.Minute)
 				synctest.Wait()
 				if got := server.announced(); len(got) != 0 {
 					t.Errorf("still said: %+v", got)
@@ -117,31 +117,31 @@ func TestRun_AbsoluteEndOfASessionAndOfAToken(t *testing.T) {
 		}
 		defer h.run(t)()
 		for range 5 {
-			time.Sleep(10 * time.Minute)
+			pass(10 * time.Minute)
 			active(t, h, session)
 		}
-		time.Sleep(10*time.Minute - time.Second)
+		pass(10*time.Minute - time.Second)
 		active(t, h, session)
 		if got := h.announced(); len(got) != 0 {
 			t.Fatalf("too early: %+v", got)
 		}
-		time.Sleep(6 * time.Second)
+		pass(6 * time.Second)
 		synctest.Wait()
 		if got := h.announced(); len(got) == 0 || got[0] != (End{Session: c.Session, UserID: c.UserID, Reason: ReasonExpired}) {
 			t.Errorf("session: %+v", got)
 		}
-		time.Sleep(time.Until(tok.ExpiresAt) - time.Second)
+		pass(time.Until(tok.ExpiresAt) - time.Second)
 		h.announced()
 		if _, err := h.ByToken(t.Context(), bearer); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		synctest.Wait()
 		if got := h.announced(); len(got) == 0 || got[0] != (End{Session: by.Session, UserID: by.UserID, Reason: ReasonExpired}) {
 			t.Errorf("token: %+v", got)
 		}
 		// The janitor has been by since: nothing dead is left.
-		time.Sleep(cleanEvery)
+		pass(cleanEvery)
 		synctest.Wait()
 		var rows int
 		if err := h.store.Tx(t.Context(), func(tx *store.Tx) error {
@@ -165,12 +165,12 @@ func TestRun_ATombstoneStaysUntilTheAbsoluteEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer h.run(t)()
-		time.Sleep(12*time.Hour - time.Second)
+		pass(12*time.Hour - time.Second)
 		synctest.Wait()
 		if why, err := h.store.WhyEnded(t.Context(), c.Session); why != ReasonLogout || err != nil {
 			t.Errorf("%q, %v", why, err)
 		}
-		time.Sleep(time.Second + cleanEvery)
+		pass(time.Second + cleanEvery)
 		synctest.Wait()
 		if why, err := h.store.WhyEnded(t.Context(), c.Session); why != "" || err != nil {
 			t.Errorf("%q, %v", why, err)
@@ -195,7 +195,7 @@ func TestOnEnd_LateOpener(t *testing.T) {
 		if got := h.announced(); len(got) != 1 {
 			t.Fatalf("at once: %+v", got)
 		}
-		time.Sleep(pollEvery)
+		pass(pollEvery)
 		synctest.Wait()
 		if got := h.announced(); len(got) != 1 || got[0] != (End{Session: c.Session, UserID: c.UserID, Reason: ReasonLogout}) {
 			t.Errorf("again: %+v", got)
@@ -224,7 +224,7 @@ func TestRun_ARoleChangeEndsTheStreamsOfATokenOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer h.run(t)()
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		h.announced()
 		if err := cli.SetRole(t.Context(), host, "vic", fleet.RoleViewer); err != nil {
 			t.Fatal(err)
@@ -232,7 +232,7 @@ func TestRun_ARoleChangeEndsTheStreamsOfATokenOnce(t *testing.T) {
 		if now, err := h.ByToken(t.Context(), bearer); err != nil || now.Role != fleet.RoleViewer {
 			t.Errorf("the token's role is %s, %v", now.Role, err)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		synctest.Wait()
 		if diff := cmp.Diff([]End{{Session: by.Session, UserID: by.UserID, Reason: ReasonRole}}, h.announced()); diff != "" {
 			t.Errorf("ends (-want +got):\n%s", diff)
@@ -265,7 +265,7 @@ func TestRun_OutlivesABrokenStoreAndSaysSoOnce(t *testing.T) {
 		_, vic := h.in(t, "vic")
 		b.now.Store(true)
 		defer h.run(t)()
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		synctest.Wait()
 		if got := h.announced(); len(got) != 0 {
 			t.Errorf("not to know is no end: %+v", got)
@@ -275,7 +275,7 @@ func TestRun_OutlivesABrokenStoreAndSaysSoOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.now.Store(false)
-		time.Sleep(pollEvery)
+		pass(pollEvery)
 		synctest.Wait()
 		if got := h.announced(); len(got) != 1 || got[0].Session != vic.Session {
 			t.Errorf("nothing is missed: %+v", got)

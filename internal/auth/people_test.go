@@ -78,8 +78,11 @@ func TestPeople_Record(t *testing.T) {
 	}
 	var want []fleet.Entry
 	for _, w := range [][2]string{
-		{"user.add", "vic as viewer"}, {"user.role", "vic: viewer → operator"}, {"user.disable", "vic"},
-		{"user.enable", "vic"}, {"user.password", "vic"},
+		{"user.add", "vic as viewer"},
+		{"user.role", "vic: viewer → operator"},
+		{"user.disable", "vic"},
+		{"user.enable", "vic"},
+		{"user.password", "vic"},
 	} {
 		want = append(want, fleet.Entry{
 			Actor: "ada", Via: "session", Session: ada.Session, Addr: "192.0.2.9", Action: w[0], Phase: "event",
@@ -242,8 +245,13 @@ func TestToken_Life(t *testing.T) {
 			name, field string
 			in          time.Duration
 		}{
-			{"", "name", time.Hour}, {" \t", "name", time.Hour}, {"a\nb", "name", time.Hour}, {strings.Repeat("x", 65), "name", time.Hour},
-			{"ci", "expires", 0}, {"ci", "expires", -time.Hour}, {"ci", "expires", tokenLife + time.Second},
+			{"", "name", time.Hour},
+			{" \t", "name", time.Hour},
+			{"a\nb", "name", time.Hour},
+			{strings.Repeat("x", 65), "name", time.Hour},
+			{"ci", "expires", 0},
+			{"ci", "expires", -time.Hour},
+			{"ci", "expires", tokenLife + time.Second},
 		} {
 			_, _, err := h.AddToken(t.Context(), vic, tt.name, after(tt.in))
 			if e, ok := errors.AsType[*fleet.FieldError](err); !ok || e.Field != tt.field {
@@ -282,7 +290,7 @@ func TestToken_Life(t *testing.T) {
 		if diff := cmp.Diff([]fleet.Token{tok}, list); diff != "" || err != nil {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
-		time.Sleep(tokenLife / 2)
+		pass(tokenLife / 2)
 		used := time.Now()
 		if _, err := h.ByToken(t.Context(), bearer); err != nil {
 			t.Error(err)
@@ -291,11 +299,11 @@ func TestToken_Life(t *testing.T) {
 			t.Errorf("%+v, %v", list, err)
 		}
 		wants(t, "nobody ends it", h.EndToken(t.Context(), fleet.Caller{}, tok.ID), fleet.ErrForbidden)
-		time.Sleep(tokenLife/2 - time.Millisecond)
+		pass(tokenLife/2 - time.Millisecond)
 		if _, err := h.ByToken(t.Context(), bearer); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(time.Millisecond)
+		pass(time.Millisecond)
 		_, err = h.ByToken(t.Context(), bearer)
 		wants(t, "expired", err, fleet.ErrUnauthenticated)
 		wants(t, "ending what expired", h.EndToken(t.Context(), ada, tok.ID), fleet.ErrNotFound)

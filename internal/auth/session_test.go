@@ -186,41 +186,41 @@ func TestSession_IdleAndAbsoluteToTheSecond(t *testing.T) {
 		do   func(t *testing.T, h *house, token string)
 	}{
 		{"untouched", func(t *testing.T, h *house, token string) {
-			time.Sleep(30*time.Minute - tick)
+			pass(30*time.Minute - tick)
 			alive(t, h, token, true)
-			time.Sleep(tick)
+			pass(tick)
 			alive(t, h, token, false)
 		}},
 		{"peeking is no activity", func(t *testing.T, h *house, token string) {
 			for range 1799 {
-				time.Sleep(time.Second)
+				pass(time.Second)
 				alive(t, h, token, true)
 			}
-			time.Sleep(time.Second)
+			pass(time.Second)
 			alive(t, h, token, false)
 		}},
 		{"activity", func(t *testing.T, h *house, token string) {
-			time.Sleep(29 * time.Minute)
+			pass(29 * time.Minute)
 			active(t, h, token)
-			time.Sleep(30*time.Minute - tick)
+			pass(30*time.Minute - tick)
 			alive(t, h, token, true)
-			time.Sleep(tick)
+			pass(tick)
 			alive(t, h, token, false)
 		}},
 		{"activity is written once a minute", func(t *testing.T, h *house, token string) {
-			time.Sleep(59 * time.Second)
+			pass(59 * time.Second)
 			active(t, h, token)
-			time.Sleep(30*time.Minute - 59*time.Second)
+			pass(30*time.Minute - 59*time.Second)
 			alive(t, h, token, false)
 		}},
 		{"absolute", func(t *testing.T, h *house, token string) {
 			for range 12*6 - 1 {
-				time.Sleep(10 * time.Minute)
+				pass(10 * time.Minute)
 				active(t, h, token)
 			}
-			time.Sleep(10*time.Minute - tick)
+			pass(10*time.Minute - tick)
 			active(t, h, token)
-			time.Sleep(tick)
+			pass(tick)
 			alive(t, h, token, false)
 		}},
 	} {
@@ -268,7 +268,7 @@ func TestBySession_AFullDatabaseLocksNobodyOut(t *testing.T) {
 		defer h.close(t)
 		h.add(t, "ada", fleet.RoleAdmin)
 		token, _ := h.in(t, "ada")
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		active(t, h, token)
 		if !strings.Contains(h.said.String(), "activity not recorded") {
 			t.Errorf("nothing said: %q", h.said)

@@ -192,14 +192,14 @@ func TestSignIn_DelaysAName(t *testing.T) {
 			}
 			h.close(t)
 			h = enter(t, dir, nil)
-			time.Sleep(wait - time.Millisecond)
+			pass(wait - time.Millisecond)
 			limited(t, "a moment early", fail("ada"), time.Second)
-			time.Sleep(time.Millisecond)
+			pass(time.Millisecond)
 			wants(t, "in time", fail("ada"), fleet.ErrUnauthenticated)
 			wait *= 2
 		}
 		limited(t, "it stops doubling", fail("ada"), delayMost)
-		time.Sleep(delayMost)
+		pass(delayMost)
 		if err := h.try(t, "ada", secret, addrNo(1<<20)); err != nil {
 			t.Fatalf("never for ever: %v", err)
 		}
@@ -207,7 +207,7 @@ func TestSignIn_DelaysAName(t *testing.T) {
 			wants(t, "anew", fail("ada"), fleet.ErrUnauthenticated)
 		}
 		limited(t, "anew", fail("ada"), time.Second)
-		time.Sleep(time.Second + delayMost) // as does good time without a failure
+		pass(time.Second + delayMost) // as does good time without a failure
 		for range nameFree {
 			wants(t, "after a rest", fail("ada"), fleet.ErrUnauthenticated)
 		}
@@ -230,14 +230,14 @@ func TestSignIn_ManyNamesDoNotHideOne(t *testing.T) {
 					until = after(e.Retry)
 					break
 				}
-				time.Sleep(e.Retry)
+				pass(e.Retry)
 			}
 		}
 		stop := h.run(t) // cleans at once and every ten minutes
 		for i, names := 0, 0; names < allMost+100; i++ {
 			err := h.try(t, fmt.Sprint("name", i), "wrong", addrNo(i))
 			if e, ok := errors.AsType[*fleet.LimitError](err); ok { // of everybody
-				time.Sleep(e.Retry)
+				pass(e.Retry)
 				continue
 			}
 			wants(t, "another name", err, fleet.ErrUnauthenticated)
@@ -271,7 +271,7 @@ func TestSignIn_LimitsAnAddress(t *testing.T) {
 			if err := h.try(t, "ada", secret, tt.other); err != nil {
 				t.Errorf("%s: %v", tt.other, err)
 			}
-			time.Sleep(addrWindow)
+			pass(addrWindow)
 			for range 3 * addrMost { // what turns out well does not count
 				if err := h.try(t, "ada", secret, tt.first); err != nil {
 					t.Fatalf("%s: %v", tt.first, err)

@@ -176,7 +176,7 @@ func changeUser(t *testing.T, one, two *store.Store) {
 		}
 		acct, err := two.Account(ctx, tt.name)
 		need(t, err)
-		if acct.User.Epoch != wantEpoch || after.Epoch != wantEpoch || (tt.why == "password") != (acct.Password == "new") ||
+		if acct.Epoch != wantEpoch || after.Epoch != wantEpoch || (tt.why == "password") != (acct.Password == "new") ||
 			acct.Disabled != (tt.why == "disabled") || (acct.Role == fleet.RoleViewer) != (tt.why == "role") {
 			t.Errorf("%s: %+v", tt.name, acct)
 		}
