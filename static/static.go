@@ -27,10 +27,8 @@ type asset struct {
 	etag string
 }
 
-var (
-	urls   = map[string]string{} // name → URL
-	assets = map[string]asset{}  // URL → content
-)
+// urls are by name, assets by URL.
+var urls, assets = load()
 
 var types = map[string]string{
 	".css": "text/css; charset=utf-8",
@@ -42,21 +40,28 @@ var types = map[string]string{
 // are pointed at the hashed names here.
 var imports = regexp.MustCompile(`from "\./([a-z]+\.js)"`)
 
-func init() {
+func load() (map[string]string, map[string]asset) {
+	l := loader{urls: map[string]string{}, assets: map[string]asset{}}
 	err := fs.WalkDir(files, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		return add(name)
+		return l.add(name)
 	})
 	if err != nil {
 		panic("static: " + err.Error()) // the files are compiled in: this cannot depend on where we run
 	}
+	return l.urls, l.assets
+}
+
+type loader struct {
+	urls   map[string]string
+	assets map[string]asset
 }
 
 // add hashes one file after those it imports, since the hash covers the names of the imports.
-func add(name string) error {
-	if _, done := urls[name]; done {
+func (l loader) add(name string) error {
+	if _, done := l.urls[name]; done {
 		return nil
 	}
 	body, err := files.ReadFile(name)
@@ -65,21 +70,21 @@ func add(name string) error {
 	}
 	if strings.HasPrefix(name, "js/") {
 		for _, m := range imports.FindAllSubmatch(body, -1) {
-			if err := add("js/" + string(m[1])); err != nil {
+			if err := l.add("js/" + string(m[1])); err != nil {
 				return err
 			}
 		}
 		body = imports.ReplaceAllFunc(body, func(m []byte) []byte {
 			dep := imports.FindSubmatch(m)[1]
-			return []byte(`from "` + urls["js/"+string(dep)] + `"`)
+			return []byte(`from "` + l.urls["js/"+string(dep)] + `"`)
 		})
 	}
 	sum := sha256.Sum256(body)
 	hash := hex.EncodeToString(sum[:6])
 	ext := path.Ext(name)
 	url := Prefix + strings.TrimSuffix(name, ext) + "." + hash + ext
-	urls[name] = url
-	assets[url] = asset{body: body, mime: types[ext], etag: `"` + hash + `"`}
+	l.urls[name] = url
+	l.assets[url] = asset{body: body, mime: types[ext], etag: `"` + hash + `"`}
 	return nil
 }
 

@@ -49,9 +49,8 @@ var chromium = sync.OnceValues(func() (context.Context, error) {
 var closeBrowser = func() {}
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	closeBrowser()
-	os.Exit(code)
+	defer func() { closeBrowser() }()
+	m.Run()
 }
 
 // conn is one stream that the page holds open.
@@ -238,7 +237,10 @@ func (s *stage) ids(order ...int) string {
 	return string(b)
 }
 
-func cordoned(n *fleet.Node) { n.Schedulable, n.Cordon = false, &fleet.Cordon{By: "bob", Since: noon} }
+func cordoned(n *fleet.Node) {
+	n.Schedulable, n.Cordon = false, &fleet.Cordon{By: "bob", Since: noon}
+}
+
 func strangely(n *fleet.Node) {
 	n.Schedulable, n.Cordon = false, &fleet.Cordon{With: "kubectl", Since: noon}
 }

@@ -48,6 +48,7 @@ func statusClass(s fleet.NodeStatus) string {
 		return "ok"
 	case fleet.StatusNotReady:
 		return "bad"
+	case fleet.StatusUnknown:
 	}
 	return "unk"
 }
@@ -156,7 +157,7 @@ func conditionClass(c fleet.Condition) string {
 // shell quotes a word for a POSIX shell, if it needs it: names of contexts are free text.
 func shell(s string) string {
 	plain := s != "" && strings.IndexFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:@%+=", r))
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./:@%+=", r)
 	}) < 0
 	if plain {
 		return s
@@ -195,12 +196,12 @@ func batchKubectl(op fleet.Operation, items []fleet.Item) string {
 
 // batchClass colours state and outcome; the words stand beside it.
 func batchClass(b fleet.Batch) string {
-	if b.State != fleet.BatchDone {
-		switch b.State {
-		case fleet.BatchRunning, fleet.BatchQueued:
-			return "run"
-		}
+	switch b.State {
+	case fleet.BatchRunning, fleet.BatchQueued:
+		return "run"
+	case fleet.BatchPaused, fleet.BatchInterrupted:
 		return "warn"
+	case fleet.BatchDone:
 	}
 	switch b.Outcome {
 	case fleet.OutcomeSucceeded:
@@ -209,6 +210,7 @@ func batchClass(b fleet.Batch) string {
 		return "warn"
 	case fleet.OutcomeFailed:
 		return "bad"
+	case fleet.OutcomeCancelled:
 	}
 	return "unk"
 }
@@ -233,6 +235,7 @@ func itemClass(s fleet.ItemState) string {
 		return "run"
 	case fleet.ItemQueued:
 		return "idle"
+	case fleet.ItemCancelled:
 	}
 	return "unk"
 }
@@ -293,6 +296,7 @@ func clusterClass(c fleet.Cluster) string {
 		return "warn"
 	case fleet.ClusterStopped:
 		return "unk"
+	case fleet.ClusterUnreachable, fleet.ClusterUnauthorized, fleet.ClusterForbidden:
 	}
 	return "bad"
 }

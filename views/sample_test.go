@@ -36,7 +36,8 @@ func sampleNode(say say) *fleet.Node {
 		Taints: []fleet.Taint{
 			{Key: "node.kubernetes.io/unschedulable", Effect: fleet.NoSchedule},
 			{Key: say("nvidia.com/gpu"), Value: say("true"), Effect: fleet.TaintEffect(say("NoSchedule")), TimeAdded: &added},
-			{Key: say("a"), Effect: fleet.NoExecute}, {Key: say("b"), Effect: fleet.NoExecute},
+			{Key: say("a"), Effect: fleet.NoExecute},
+			{Key: say("b"), Effect: fleet.NoExecute},
 		},
 		Conditions: []fleet.Condition{
 			{Type: say("Ready"), Status: say("False"), Reason: say("KubeletNotReady"), Message: say("runtime is down"), LastHeartbeat: noon, LastTransition: noon},
@@ -166,11 +167,11 @@ func samples(say say, lang string) map[string]templ.Component {
 	}
 }
 
-func render(t testing.TB, c templ.Component) []byte {
-	t.Helper()
+func render(tb testing.TB, c templ.Component) []byte {
+	tb.Helper()
 	var b bytes.Buffer
 	if err := c.Render(context.Background(), &b); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b.Bytes()
 }

@@ -146,19 +146,20 @@ func walk(n *html.Node, f func(*html.Node)) {
 
 // skeleton is everything of a document but its texts and the values of attributes.
 func skeleton(t *testing.T, b []byte) string {
+	t.Helper()
 	var out strings.Builder
 	for _, n := range mustParse(t, b) {
 		walk(n, func(n *html.Node) {
-			switch n.Type {
-			case html.ElementNode:
+			if n.Type == html.CommentNode {
+				fmt.Fprintln(&out, "<!-- -->")
+			}
+			if n.Type == html.ElementNode {
 				names := make([]string, len(n.Attr))
 				for i, a := range n.Attr {
 					names[i] = a.Key
 				}
 				slices.Sort(names)
 				fmt.Fprintf(&out, "<%s %s>\n", n.Data, strings.Join(names, " "))
-			case html.CommentNode:
-				fmt.Fprintln(&out, "<!-- -->")
 			}
 		})
 	}
@@ -265,7 +266,7 @@ func TestPages_Markup(t *testing.T) {
 					}
 				})
 				d.Find("[aria-labelledby], [aria-describedby]").Each(func(_ int, s *goquery.Selection) {
-					for _, id := range strings.Fields(s.AttrOr("aria-labelledby", "") + " " + s.AttrOr("aria-describedby", "")) {
+					for id := range strings.FieldsSeq(s.AttrOr("aria-labelledby", "") + " " + s.AttrOr("aria-describedby", "")) {
 						if isPage(name) && d.Find(`[id="`+id+`"]`).Length() != 1 {
 							t.Errorf("%q names no element", id)
 						}
