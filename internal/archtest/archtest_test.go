@@ -117,3 +117,44 @@ views imports left.example/pad`
 		t.Errorf("views' way to Kubernetes is not named: %q", all)
 	}
 }
+
+// A sleep waits for nothing in particular: it is either too short or too long. In a synctest bubble it is neither, so a
+// package whose tests make no bubbles has no use for it.
+func TestNoSleeps(t *testing.T) {
+	t.Parallel()
+	sleeps, bubbles := map[string][]string{}, map[string]bool{}
+	files := 0
+	err := filepath.WalkDir(root(t), func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") || strings.HasPrefix(d.Name(), "_")) {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") {
+			return nil
+		}
+		files++
+		src, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		dir := filepath.Dir(path)
+		if bytes.Contains(src, []byte("time."+"Sleep(")) {
+			sleeps[dir] = append(sleeps[dir], path)
+			if !strings.HasSuffix(path, "_test.go") {
+				t.Errorf("%s sleeps", path)
+			}
+		}
+		bubbles[dir] = bubbles[dir] || bytes.Contains(src, []byte("\t\"testing/synctest\"\n"))
+		return nil
+	})
+	if err != nil || files < 20 {
+		t.Errorf("%d files: %v", files, err)
+	}
+	for dir, paths := range sleeps {
+		if !bubbles[dir] {
+			t.Errorf("sleeps outside of a synctest bubble: %q", paths)
+		}
+	}
+}
