@@ -502,7 +502,7 @@ func TestBrowser_Selection(t *testing.T) {
 	}))
 	const selected = `document.querySelector('textarea[name=nodes]').value.split('\n').sort().join()`
 	tb.wait(selected + ` === 'prod-eu/n-1,prod-eu/n-2,prod-eu/n-3,prod-eu/n-4'`)
-	if got := eval[string](tb, `document.querySelector('#batch .count').innerText.replace(/\s+/g, ' ')`); got != "4 nodes selected prod-eu 4" {
+	if got := eval[string](tb, `document.querySelector('#batch .count').innerText.replace(/\s+/g, ' ')`); got != "4 nodes selected prod-eu 4 runs as ada" {
 		t.Errorf("the bar says %q", got)
 	}
 
