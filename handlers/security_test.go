@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/static"
 )
@@ -516,5 +517,60 @@ func TestLog(t *testing.T) {
 	}
 	if out := s.logs.String(); strings.Contains(out, "hunter2") || strings.Contains(out, "secret-word") || strings.Contains(out, "\x1b") {
 		t.Errorf("the log shows what it must not: %s", out)
+	}
+}
+
+// armed is a connection that remembers its deadlines.
+type armed struct {
+	*httptest.ResponseRecorder
+	read, write time.Time
+}
+
+func (a *armed) SetReadDeadline(t time.Time) error  { a.read = t; return nil }
+func (a *armed) SetWriteDeadline(t time.Time) error { a.write = t; return nil }
+
+// Every answer but a stream has a deadline; a stream has none, nor one left over from the request before it on the same
+// connection or from the body that it came with.
+func TestDeadlines(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	for _, tt := range []struct {
+		call
+		streamed bool
+	}{
+		{call{path: "/nodes", header: html}, false},
+		{call{path: "/api/v1/nodes"}, false},
+		{call{path: "/healthz"}, false},
+		{call{path: static.Asset("app.css")}, false},
+		{call{path: "/nope"}, false},
+		{call{path: "/nodes/stream"}, true},
+		{call{path: "/api/v1/nodes/events"}, true},
+		{call{path: "/batches/b1/events"}, true},
+		{call{method: "POST", path: "/api/v1/batches", header: hx, body: bodies["POST /api/v1/batches"]}, true},
+		{call{method: "POST", path: "/api/v1/batches", header: map[string]string{"Accept": "text/event-stream"}, body: bodies["POST /api/v1/batches"]}, true},
+	} {
+		method := tt.method
+		if method == "" {
+			method = http.MethodGet
+		}
+		r := httptest.NewRequestWithContext(t.Context(), method, "http://knm.test"+tt.path, strings.NewReader(tt.body))
+		r.Header.Set("Content-Type", formType)
+		r.Header.Set("Sec-Fetch-Site", "same-origin")
+		for k, v := range tt.header {
+			r.Header.Set(k, v)
+		}
+		r.AddCookie(&http.Cookie{Name: "knm", Value: "operator"})
+		before := time.Now()
+		w := &armed{ResponseRecorder: httptest.NewRecorder(), read: before, write: before}
+		s.h.ServeHTTP(w, r)
+		if tt.streamed {
+			if !w.read.IsZero() || !w.write.IsZero() {
+				t.Errorf("%s %s: a stream with deadlines %v %v", method, tt.path, w.read, w.write)
+			}
+			continue
+		}
+		if w.read.Before(before.Add(readTimeout)) || w.write.Before(before.Add(writeTimeout)) || w.write.After(time.Now().Add(writeTimeout)) {
+			t.Errorf("%s %s: deadlines %v %v", method, tt.path, w.read, w.write)
+		}
 	}
 }
