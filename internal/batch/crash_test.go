@@ -295,6 +295,69 @@ func TestEngine_FrozenOwnerChangesNothingWhenItWakes(t *testing.T) {
 	})
 }
 
+// TestEngine_OwnerThatCannotRenewStopsInTime: an owner that cannot prove any more that it is one has let go of its nodes
+// before the lease has run out and somebody else may take them.
+func TestEngine_OwnerThatCannotRenewStopsInTime(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		renew func(ctx context.Context) error
+	}{
+		{"errors", func(context.Context) error { return fleet.ErrUnavailable }},
+		{"silence", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				f.world.takes = time.Hour
+				from := time.Now().Add(time.Minute)
+				s := &renewals{Store: f.store, renew: func(ctx context.Context) error {
+					if time.Now().Before(from) {
+						return nil
+					}
+					return tt.renew(ctx)
+				}}
+				a := f.engine(func(c *batch.Config) { c.Store = s })
+				f.run(a)
+				f.submit(a, spec("n0"))
+				time.Sleep(2 * time.Minute)
+				over := f.world.given()
+				if len(over) == 0 {
+					t.Fatal("the node is still being worked on")
+				}
+				if held := over[0].Sub(s.last()); held > 15*time.Second {
+					t.Errorf("let go %s after the last renewal, and the lease lasts 15 s", held)
+				}
+			})
+		})
+	}
+}
+
+// renewals watches and breaks the renewals of leases.
+type renewals struct {
+	batch.Store
+	renew func(ctx context.Context) error
+	mu    sync.Mutex
+	good  time.Time
+}
+
+func (s *renewals) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (string, error) {
+	if err := s.renew(ctx); err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	s.good = time.Now()
+	s.mu.Unlock()
+	return s.Store.RenewBatch(ctx, l, ttl)
+}
+
+func (s *renewals) last() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.good
+}
+
 // lockedPair are two worlds over the same maps; one lock keeps them one cluster.
 type lockedPair struct {
 	mu   sync.Mutex
@@ -495,6 +558,15 @@ func TestEngine_StoreTroubleIsVisibleAndPasses(t *testing.T) {
 				broken = false
 				mu.Unlock()
 				mended := time.Now()
+				for b, _ := f.read(id); b.State != fleet.BatchRunning || b.Counts.Succeeded < 30; b, _ = f.read(id) {
+					if time.Since(mended) > time.Minute {
+						t.Fatalf("batch is still %+v", b)
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				if b, _, err := e.Batch(t.Context(), id); err != nil || b.State != fleet.BatchRunning || b.Note != "" {
+					t.Errorf("the batch goes on, and is shown as %s (%q), %v", b.State, b.Note, err)
+				}
 				b, items := f.wait(id)
 				if b.Outcome != fleet.OutcomeSucceeded || b.Note != "" {
 					t.Errorf("batch is %+v", b)

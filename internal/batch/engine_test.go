@@ -33,6 +33,7 @@ type world struct {
 	inFlight int
 	most     int
 	starts   []time.Time
+	gaveUp   []time.Time
 
 	takes time.Duration                 // what a node takes
 	fail  func(ref fleet.NodeRef) error // fails nodes before they are written
@@ -58,6 +59,9 @@ func (w *world) Do(ctx context.Context, _ fleet.Caller, id string, it fleet.Item
 	if takes > 0 {
 		select {
 		case <-ctx.Done():
+			w.mu.Lock()
+			w.gaveUp = append(w.gaveUp, time.Now())
+			w.mu.Unlock()
 			return fleet.ItemResult{}, ctx.Err()
 		case <-time.After(takes):
 		}
@@ -112,6 +116,13 @@ func (w *world) begun() []time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.starts)
+}
+
+// given lists when nodes in flight were given up.
+func (w *world) given() []time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.gaveUp)
 }
 
 // slower changes what a node takes.
@@ -568,6 +579,60 @@ func TestEngine_CancelEndsAPause(t *testing.T) {
 		}
 		if b.Counts.Succeeded != 1 || b.Counts.Cancelled != 2 {
 			t.Errorf("counts are %+v", b.Counts)
+		}
+	})
+}
+
+// The owner itself hears of a cancellation at once, not with the next renewal of its lease.
+func TestEngine_CancelEndsAPauseOfItsOwnBatchAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		e := f.engine()
+		f.run(e)
+		s := spec(names(3)...)
+		s.MaxConcurrent, s.PauseBetween = 1, time.Hour
+		id := f.submit(e, s)
+		time.Sleep(time.Minute + time.Second)
+		asked := time.Now()
+		if err := e.Cancel(t.Context(), ada, id); err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := f.wait(id); b.EndedAt.Sub(asked) > 100*time.Millisecond {
+			t.Errorf("the cancellation took %s", b.EndedAt.Sub(asked))
+		}
+	})
+}
+
+// What an earlier attempt had changed is known even when the person behind the batch has lost the authority since.
+func TestEngine_AuthorityLostWhileDown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		e := f.engine()
+		id := f.submit(e, spec("n0", "n1", "n2"))
+		// A process that changed n0, was about to change n1, and died.
+		l, _, err := f.store.AcquireBatch(t.Context(), id, "a", time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for seq := range 2 {
+			if err := f.store.ClaimItem(t.Context(), l, seq); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n0 := fleet.NodeRef{Cluster: "prod", Name: "n0"}
+		f.world.by[n0], f.world.writes[n0] = id, 1
+		f.world.fail = func(fleet.NodeRef) error { return fleet.ErrAuthorityLost }
+		f.run(e)
+		b, items := f.wait(id)
+		if b.Outcome != fleet.OutcomeCancelled || f.world.written() != 1 {
+			t.Errorf("batch is %+v after %d writes", b, f.world.written())
+		}
+		for i, want := range []fleet.ItemState{fleet.ItemSucceeded, fleet.ItemCancelled, fleet.ItemCancelled} {
+			if items[i].State != want || items[i].Changed != (i == 0) {
+				t.Errorf("item %+v, want %s", items[i], want)
+			}
 		}
 	})
 }

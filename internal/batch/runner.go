@@ -37,8 +37,9 @@ type runner struct {
 	by    fleet.Caller
 	items []fleet.Item // an item is touched by the loop before its worker starts, and after all workers have ended
 
-	mu     sync.Mutex // guards valid, failed, moved
-	valid  time.Time  // the lease is ours until then, by our own clock
+	valid time.Time // how long the lease was ours, by our own clock, when the run began
+
+	mu     sync.Mutex // guards failed, moved
 	failed int
 	moved  bool // something was recorded in this run
 }
@@ -70,7 +71,8 @@ func (r *runner) keep(ctx context.Context) {
 	every := r.e.cfg.LeaseTTL / 3
 	renew := time.NewTimer(every)
 	defer renew.Stop()
-	expire := time.NewTimer(time.Until(r.valid))
+	valid := r.valid
+	expire := time.NewTimer(time.Until(valid))
 	defer expire.Stop()
 	var grace <-chan time.Time
 	stopping := ctx.Done()
@@ -91,7 +93,7 @@ func (r *runner) keep(ctx context.Context) {
 			return
 		case <-renew.C:
 			start := time.Now()
-			cancelledBy, err := r.renew()
+			cancelledBy, err := r.renew(valid)
 			switch {
 			case errors.Is(err, fleet.ErrLeaseLost):
 				r.lose(err)
@@ -103,15 +105,20 @@ func (r *runner) keep(ctx context.Context) {
 			case cancelledBy != "": // through another replica
 				r.stop(fleet.ErrCancelled)
 			}
-			expire.Reset(time.Until(start.Add(r.e.cfg.LeaseTTL)))
+			valid = start.Add(r.e.cfg.LeaseTTL)
+			expire.Reset(time.Until(valid))
 			renew.Reset(every)
 		}
 	}
 }
 
-// renew asks once. The answer must come well before the lease ends.
-func (r *runner) renew() (string, error) {
-	ctx, cancel := context.WithTimeout(r.step, r.e.cfg.LeaseTTL/3)
+// renew asks once. An answer that takes longer than the lease lasts must not keep anybody from seeing its end.
+func (r *runner) renew(valid time.Time) (string, error) {
+	limit := time.Now().Add(r.e.cfg.LeaseTTL / 3)
+	if valid.Before(limit) {
+		limit = valid
+	}
+	ctx, cancel := context.WithDeadline(r.step, limit)
 	defer cancel()
 	return r.e.cfg.Store.RenewBatch(ctx, r.lease, r.e.cfg.LeaseTTL)
 }

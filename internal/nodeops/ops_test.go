@@ -261,6 +261,20 @@ func TestDo_ResultThatCannotBeRecordedIsFoundAgain(t *testing.T) {
 	}
 }
 
+func TestDo_IntentOfAnotherBatchIsNotOurs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, newAPI(node()))
+		if _, err := r.record.Append(t.Context(), entry(ada, "b0", uncordonOp, n1, "intent")); err != nil {
+			t.Fatal(err)
+		}
+		res, err := r.do(uncordonOp, again)
+		if err != nil || res.State != fleet.ItemSkipped || res.Code != fleet.CodeUnchanged || res.Changed {
+			t.Errorf("Do = %+v, %v: this batch had changed nothing", res, err)
+		}
+	})
+}
+
 func TestDo_Authority(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
