@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")"
 
 sum() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; }
-key=$({ cat go.mod go.sum ./*.go ./*.yaml build.sh; uname -sm; } | sum | cut -c1-16)
+key=$({ cat go.mod go.sum $(ls ./*.go | grep -v _test.go) ./*.yaml build.sh; uname -sm; } | sum | cut -c1-16)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kube-node-manager/devcluster
 dir=$cache/$key
 

@@ -137,7 +137,7 @@ func (a *Audit) end() (Mark, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	end, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return 0, err
@@ -162,7 +162,7 @@ func (a *Audit) read(mark Mark, filters []Filter) ([]AuditEvent, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	if _, err := f.Seek(int64(mark), io.SeekStart); err != nil {
 		return nil, err
 	}

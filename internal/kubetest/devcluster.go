@@ -190,19 +190,19 @@ func (d *Devcluster) launch(ctx context.Context, bin string, opts Options) (*rea
 	if err != nil {
 		return nil, err
 	}
-	defer childIn.Close()
+	defer func() { _ = childIn.Close() }() // the child has its own, as of the next two
 	d.stdin = stdin
 	stdout, childOut, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	defer childOut.Close()
+	defer func() { _ = childOut.Close() }()
 	d.stdout = stdout
 	log, err := os.Create(filepath.Join(d.Dir, "devcluster.log"))
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 
 	cmd := exec.Command(filepath.Join(bin, "devcluster"), args...) //nolint:noctx // it outlives the context of its start
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = childIn, childOut, log

@@ -93,47 +93,59 @@ func (c *Cluster) REST() *rest.Config {
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
 
 // AuditLog returns the log of what the API server has answered.
-func (c *Cluster) AuditLog(t testing.TB) *Audit { return &Audit{t: t, path: c.auditLog} }
+func (c *Cluster) AuditLog(tb testing.TB) *Audit {
+	tb.Helper()
+	return &Audit{t: tb, path: c.auditLog}
+}
 
 // Stop ends a component as an orderly shutdown does and returns when it is gone.
 // Only private clusters can be stopped.
-func (c *Cluster) Stop(t testing.TB, component string) { t.Helper(); c.command(t, "stop", component) }
+func (c *Cluster) Stop(tb testing.TB, component string) {
+	tb.Helper()
+	c.command(tb, "stop", component)
+}
 
 // Kill ends a component at once (SIGKILL).
-func (c *Cluster) Kill(t testing.TB, component string) { t.Helper(); c.command(t, "kill", component) }
+func (c *Cluster) Kill(tb testing.TB, component string) {
+	tb.Helper()
+	c.command(tb, "kill", component)
+}
 
 // StartComponent starts a stopped component on its old port and returns when it
 // is ready.
-func (c *Cluster) StartComponent(t testing.TB, component string) {
-	t.Helper()
-	c.command(t, "start", component)
+func (c *Cluster) StartComponent(tb testing.TB, component string) {
+	tb.Helper()
+	c.command(tb, "start", component)
 }
 
 // Pause freezes a component (SIGSTOP): its connections stay open and nothing
 // answers.
-func (c *Cluster) Pause(t testing.TB, component string) { t.Helper(); c.command(t, "pause", component) }
+func (c *Cluster) Pause(tb testing.TB, component string) {
+	tb.Helper()
+	c.command(tb, "pause", component)
+}
 
 // Continue ends a Pause.
-func (c *Cluster) Continue(t testing.TB, component string) {
-	t.Helper()
-	c.command(t, "continue", component)
+func (c *Cluster) Continue(tb testing.TB, component string) {
+	tb.Helper()
+	c.command(tb, "continue", component)
 }
 
 // PIDs returns the process of each component, 0 for a stopped one.
-func (c *Cluster) PIDs(t testing.TB) map[string]int {
-	t.Helper()
+func (c *Cluster) PIDs(tb testing.TB) map[string]int {
+	tb.Helper()
 	r, err := c.dev.command(command{Cmd: "status", Cluster: c.Name})
 	if err != nil {
-		t.Fatalf("kubetest: %v", err)
+		tb.Fatalf("kubetest: %v", err)
 	}
 	return r.PIDs
 }
 
 // WaitServing waits until the API server says that it can serve, which is some
 // time after etcd has come back.
-func (c *Cluster) WaitServing(t testing.TB) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
+func (c *Cluster) WaitServing(tb testing.TB) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), waitTimeout)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -144,46 +156,46 @@ func (c *Cluster) WaitServing(t testing.TB) {
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("kubetest: waiting for the API server to serve: %v", err)
+			tb.Fatalf("kubetest: waiting for the API server to serve: %v", err)
 		case <-tick.C:
 		}
 	}
 }
 
-func (c *Cluster) command(t testing.TB, cmd, component string) {
-	t.Helper()
+func (c *Cluster) command(tb testing.TB, cmd, component string) {
+	tb.Helper()
 	if c.shared {
-		t.Fatalf("kubetest: %s %s: other tests use the shared cluster; use kubetest.Start", cmd, component)
+		tb.Fatalf("kubetest: %s %s: other tests use the shared cluster; use kubetest.Start", cmd, component)
 	}
 	if _, err := c.dev.command(command{Cmd: cmd, Cluster: c.Name, Component: component}); err != nil {
-		t.Fatalf("kubetest: %v", err)
+		tb.Fatalf("kubetest: %v", err)
 	}
 }
 
 // Start starts private clusters and closes them when the test ends.
-func Start(t testing.TB, opts Options) *Devcluster {
-	t.Helper()
-	skipShort(t)
+func Start(tb testing.TB, opts Options) *Devcluster {
+	tb.Helper()
+	skipShort(tb)
 	opts.KeepDir = opts.KeepDir || keep()
-	d, err := Launch(t.Context(), opts)
+	d, err := Launch(tb.Context(), opts)
 	if err != nil {
-		t.Fatalf("kubetest: %v", err)
+		tb.Fatalf("kubetest: %v", err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if keep() {
-			t.Logf("kubetest: logs are kept in %s", d.Dir)
+			tb.Logf("kubetest: logs are kept in %s", d.Dir)
 		}
 		if err := d.Close(); err != nil {
-			t.Errorf("kubetest: closing clusters: %v", err)
+			tb.Errorf("kubetest: closing clusters: %v", err)
 		}
 	})
 	return d
 }
 
 // StartOne starts one private cluster without nodes.
-func StartOne(t testing.TB) *Cluster {
-	t.Helper()
-	return Start(t, Options{}).Clusters[0]
+func StartOne(tb testing.TB) *Cluster {
+	tb.Helper()
+	return Start(tb, Options{}).Clusters[0]
 }
 
 // shared is the cluster of this test binary.
@@ -195,9 +207,9 @@ var shared struct {
 
 // Shared returns the cluster that the tests of this binary share, starting it
 // for the first of them. It has no nodes but those that tests make.
-func Shared(t testing.TB) *Cluster {
-	t.Helper()
-	skipShort(t)
+func Shared(tb testing.TB) *Cluster {
+	tb.Helper()
+	skipShort(tb)
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if shared.dev == nil && shared.err == nil {
@@ -211,7 +223,7 @@ func Shared(t testing.TB) *Cluster {
 		}
 	}
 	if shared.err != nil {
-		t.Fatalf("kubetest: %v", shared.err)
+		tb.Fatalf("kubetest: %v", shared.err)
 	}
 	return shared.dev.Clusters[0]
 }
@@ -248,9 +260,9 @@ func (r Runner) Run() int {
 // keep reports whether data and logs are to be left behind for a look.
 func keep() bool { return os.Getenv("KUBETEST_KEEP") != "" }
 
-func skipShort(t testing.TB) {
-	t.Helper()
+func skipShort(tb testing.TB) {
+	tb.Helper()
 	if testing.Short() {
-		t.Skip("kubetest: a control plane is not short")
+		tb.Skip("kubetest: a control plane is not short")
 	}
 }

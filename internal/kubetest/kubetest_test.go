@@ -135,6 +135,29 @@ func TestEviction_RefusedByBudget(t *testing.T) {
 	})
 }
 
+func TestWorkloads_GoToTheTestsNodes(t *testing.T) {
+	t.Parallel()
+	c := kubetest.Shared(t)
+	var names []string
+	for _, n := range c.Nodes(t, 2, func(i int) kubetest.NodeSpec { return kubetest.NodeSpec{Zone: fmt.Sprintf("zone-%d", i)} }) {
+		names = append(names, n.Name)
+	}
+	ns := c.Namespace(t)
+	c.StatefulSet(t, 2, kubetest.PodSpec{Namespace: ns, CPU: "1", Memory: "1Gi", EmptyDir: true})
+	daemon := c.DaemonSet(t, kubetest.PodSpec{Namespace: ns})
+	c.WaitPods(t, ns, daemon.Name, func(pods []*corev1.Pod) bool { return countReady(pods) == 2 })
+	c.Pod(t, kubetest.PodSpec{Namespace: ns})
+	pending := c.Pod(t, kubetest.PodSpec{Namespace: ns, Node: names[0], Pending: true})
+	if pending.Status.Phase != corev1.PodPending {
+		t.Errorf("the pod that never starts is %s", pending.Status.Phase)
+	}
+	for _, p := range c.WaitPods(t, ns, "", func(pods []*corev1.Pod) bool { return len(pods) == 6 }) {
+		if !slices.Contains(names, p.Spec.NodeName) {
+			t.Errorf("pod %s is on %q, want one of %q", p.Name, p.Spec.NodeName, names)
+		}
+	}
+}
+
 func TestPod_DeleteDelay(t *testing.T) {
 	t.Parallel()
 	c := kubetest.Shared(t)
@@ -359,8 +382,8 @@ func TestHelper_HoldsACluster(t *testing.T) {
 	for _, pid := range c.PIDs(t) {
 		list = append(list, strconv.Itoa(pid))
 	}
-	fmt.Println("dir", kubetest.DirOf(c))
-	fmt.Println("pids", strings.Join(list, " "))
+	fmt.Fprintln(os.Stdout, "dir", kubetest.DirOf(c))
+	fmt.Fprintln(os.Stdout, "pids", strings.Join(list, " "))
 	select {} // until it is killed
 }
 

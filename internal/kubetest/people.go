@@ -22,11 +22,11 @@ import (
 
 // User returns a configuration that acts as somebody, known to the API server
 // by a client certificate, who may do nothing but what [Cluster.Grant] allows.
-func (c *Cluster) User(t testing.TB, name string, groups ...string) *rest.Config {
-	t.Helper()
+func (c *Cluster) User(tb testing.TB, name string, groups ...string) *rest.Config {
+	tb.Helper()
 	cert, key, err := c.sign(name, groups)
 	if err != nil {
-		t.Fatalf("kubetest: signing certificate of %s: %v", name, err)
+		tb.Fatalf("kubetest: signing certificate of %s: %v", name, err)
 	}
 	return &rest.Config{
 		Host:            c.Server,
@@ -35,40 +35,40 @@ func (c *Cluster) User(t testing.TB, name string, groups ...string) *rest.Config
 }
 
 // UserKubeconfig writes a kubeconfig for somebody as [Cluster.User] does.
-func (c *Cluster) UserKubeconfig(t testing.TB, name string, groups ...string) string {
-	t.Helper()
-	user := c.User(t, name, groups...)
+func (c *Cluster) UserKubeconfig(tb testing.TB, name string, groups ...string) string {
+	tb.Helper()
+	user := c.User(tb, name, groups...)
 	config := clientcmdapi.NewConfig()
 	config.Clusters[c.Name] = &clientcmdapi.Cluster{Server: c.Server, CertificateAuthorityData: c.ca}
 	config.AuthInfos[name] = &clientcmdapi.AuthInfo{ClientCertificateData: user.CertData, ClientKeyData: user.KeyData}
 	config.Contexts[c.Name] = &clientcmdapi.Context{Cluster: c.Name, AuthInfo: name}
 	config.CurrentContext = c.Name
-	path := filepath.Join(t.TempDir(), "kubeconfig")
+	path := filepath.Join(tb.TempDir(), "kubeconfig")
 	if err := clientcmd.WriteToFile(*config, path); err != nil {
-		t.Fatalf("kubetest: writing kubeconfig: %v", err)
+		tb.Fatalf("kubetest: writing kubeconfig: %v", err)
 	}
 	return path
 }
 
 // Grant allows a user the rules in the whole cluster until the test ends.
-func (c *Cluster) Grant(t testing.TB, user string, rules ...rbacv1.PolicyRule) {
-	t.Helper()
-	meta := metav1.ObjectMeta{Name: Name(t, "grant")}
+func (c *Cluster) Grant(tb testing.TB, user string, rules ...rbacv1.PolicyRule) {
+	tb.Helper()
+	meta := metav1.ObjectMeta{Name: Name(tb, "grant")}
 	rbac := c.client.RbacV1()
-	_, err := rbac.ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{ObjectMeta: meta, Rules: rules}, metav1.CreateOptions{})
+	_, err := rbac.ClusterRoles().Create(tb.Context(), &rbacv1.ClusterRole{ObjectMeta: meta, Rules: rules}, metav1.CreateOptions{})
 	if err != nil {
-		t.Fatalf("kubetest: granting to %s: %v", user, err)
+		tb.Fatalf("kubetest: granting to %s: %v", user, err)
 	}
 	binding := &rbacv1.ClusterRoleBinding{
 		ObjectMeta: meta,
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: meta.Name},
 		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}},
 	}
-	if _, err := rbac.ClusterRoleBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
-		t.Fatalf("kubetest: granting to %s: %v", user, err)
+	if _, err := rbac.ClusterRoleBindings().Create(tb.Context(), binding, metav1.CreateOptions{}); err != nil {
+		tb.Fatalf("kubetest: granting to %s: %v", user, err)
 	}
-	cleanup(t, rbac.ClusterRoleBindings().Delete, meta.Name)
-	cleanup(t, rbac.ClusterRoles().Delete, meta.Name)
+	cleanup(tb, rbac.ClusterRoleBindings().Delete, meta.Name)
+	cleanup(tb, rbac.ClusterRoles().Delete, meta.Name)
 }
 
 // Rule is short for a policy rule: Rule("", "nodes", "get", "list").

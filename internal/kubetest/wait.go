@@ -20,62 +20,62 @@ import (
 const waitTimeout = 2 * time.Minute
 
 // WaitNode waits until the node is as ready wants it; nil means it is gone.
-func (c *Cluster) WaitNode(t testing.TB, name string, ready func(*corev1.Node) bool) *corev1.Node {
-	t.Helper()
-	node, err := wait(t.Context(), nodes(c), name, ready)
+func (c *Cluster) WaitNode(tb testing.TB, name string, ready func(*corev1.Node) bool) *corev1.Node {
+	tb.Helper()
+	node, err := wait(tb.Context(), nodes(c), name, ready)
 	if err != nil {
-		t.Fatalf("kubetest: waiting for node %s: %v", name, err)
+		tb.Fatalf("kubetest: waiting for node %s: %v", name, err)
 	}
 	return node
 }
 
 // WaitReady waits until the node is Ready.
-func (c *Cluster) WaitReady(t testing.TB, name string) *corev1.Node {
-	t.Helper()
-	return c.WaitNode(t, name, func(n *corev1.Node) bool { return n != nil && readyIs(n, corev1.ConditionTrue) })
+func (c *Cluster) WaitReady(tb testing.TB, name string) *corev1.Node {
+	tb.Helper()
+	return c.WaitNode(tb, name, func(n *corev1.Node) bool { return n != nil && readyIs(n, corev1.ConditionTrue) })
 }
 
 // WaitPod waits until the pod is as ready wants it; nil means it is gone.
-func (c *Cluster) WaitPod(t testing.TB, namespace, name string, ready func(*corev1.Pod) bool) *corev1.Pod {
-	t.Helper()
-	pod, err := wait(t.Context(), pods(c, namespace), name, ready)
+func (c *Cluster) WaitPod(tb testing.TB, namespace, name string, ready func(*corev1.Pod) bool) *corev1.Pod {
+	tb.Helper()
+	pod, err := wait(tb.Context(), pods(c, namespace), name, ready)
 	if err != nil {
-		t.Fatalf("kubetest: waiting for pod %s/%s: %v", namespace, name, err)
+		tb.Fatalf("kubetest: waiting for pod %s/%s: %v", namespace, name, err)
 	}
 	return pod
 }
 
 // WaitPods waits until the pods with the label app=app are as ready wants them.
 // An empty app means all pods of the namespace.
-func (c *Cluster) WaitPods(t testing.TB, namespace, app string, ready func([]*corev1.Pod) bool) []*corev1.Pod {
-	t.Helper()
+func (c *Cluster) WaitPods(tb testing.TB, namespace, app string, ready func([]*corev1.Pod) bool) []*corev1.Pod {
+	tb.Helper()
 	opts := metav1.ListOptions{}
 	if app != "" {
 		opts.LabelSelector = "app=" + app
 	}
-	list, err := waitList(t.Context(), pods(c, namespace), opts, ready)
+	list, err := waitList(tb.Context(), pods(c, namespace), opts, ready)
 	if err != nil {
-		t.Fatalf("kubetest: waiting for pods in %s: %v", namespace, err)
+		tb.Fatalf("kubetest: waiting for pods in %s: %v", namespace, err)
 	}
 	return list
 }
 
 // WaitDeployment waits until the Deployment is as ready wants it.
-func (c *Cluster) WaitDeployment(t testing.TB, namespace, name string, ready func(*appsv1.Deployment) bool) *appsv1.Deployment {
-	t.Helper()
-	d, err := wait(t.Context(), deployments(c, namespace), name, ready)
+func (c *Cluster) WaitDeployment(tb testing.TB, namespace, name string, ready func(*appsv1.Deployment) bool) *appsv1.Deployment {
+	tb.Helper()
+	d, err := wait(tb.Context(), deployments(c, namespace), name, ready)
 	if err != nil {
-		t.Fatalf("kubetest: waiting for deployment %s/%s: %v", namespace, name, err)
+		tb.Fatalf("kubetest: waiting for deployment %s/%s: %v", namespace, name, err)
 	}
 	return d
 }
 
 // WaitPDB waits until the disruption budget is as ready wants it.
-func (c *Cluster) WaitPDB(t testing.TB, namespace, name string, ready func(*policyv1.PodDisruptionBudget) bool) *policyv1.PodDisruptionBudget {
-	t.Helper()
-	pdb, err := wait(t.Context(), pdbs(c, namespace), name, ready)
+func (c *Cluster) WaitPDB(tb testing.TB, namespace, name string, ready func(*policyv1.PodDisruptionBudget) bool) *policyv1.PodDisruptionBudget {
+	tb.Helper()
+	pdb, err := wait(tb.Context(), pdbs(c, namespace), name, ready)
 	if err != nil {
-		t.Fatalf("kubetest: waiting for disruption budget %s/%s: %v", namespace, name, err)
+		tb.Fatalf("kubetest: waiting for disruption budget %s/%s: %v", namespace, name, err)
 	}
 	return pdb
 }
@@ -111,6 +111,28 @@ func pods(c *Cluster, namespace string) collection[corev1.Pod] {
 func deployments(c *Cluster, namespace string) collection[appsv1.Deployment] {
 	api := c.client.AppsV1().Deployments(namespace)
 	return collection[appsv1.Deployment]{watch: api.Watch, list: func(ctx context.Context, opts metav1.ListOptions) ([]appsv1.Deployment, string, error) {
+		l, err := api.List(ctx, opts)
+		if err != nil {
+			return nil, "", err
+		}
+		return l.Items, l.ResourceVersion, nil
+	}}
+}
+
+func statefulSets(c *Cluster, namespace string) collection[appsv1.StatefulSet] {
+	api := c.client.AppsV1().StatefulSets(namespace)
+	return collection[appsv1.StatefulSet]{watch: api.Watch, list: func(ctx context.Context, opts metav1.ListOptions) ([]appsv1.StatefulSet, string, error) {
+		l, err := api.List(ctx, opts)
+		if err != nil {
+			return nil, "", err
+		}
+		return l.Items, l.ResourceVersion, nil
+	}}
+}
+
+func daemonSets(c *Cluster, namespace string) collection[appsv1.DaemonSet] {
+	api := c.client.AppsV1().DaemonSets(namespace)
+	return collection[appsv1.DaemonSet]{watch: api.Watch, list: func(ctx context.Context, opts metav1.ListOptions) ([]appsv1.DaemonSet, string, error) {
 		l, err := api.List(ctx, opts)
 		if err != nil {
 			return nil, "", err
