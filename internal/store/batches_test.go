@@ -12,7 +12,7 @@ import (
 
 func TestBatches(t *testing.T) {
 	t.Parallel()
-	storetest.RunBatches(t, func(t *testing.T) storetest.BatchStore { return open(t, store.Config{}) })
+	storetest.RunBatches(t, func(t *testing.T) storetest.BatchStore { return open(t, store.Config{Timeout: time.Minute}) })
 }
 
 // A change of a batch that cannot be recorded is not made.
