@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
@@ -43,29 +42,46 @@ func writeAt(f *os.File, s string) error {
 	return err
 }
 
-// lockMigration waits for the lock. Asking again and again is the only way that ends with the context: a blocking
-// flock cannot be interrupted from Go.
+// lockMigration waits for the lock.
 func lockMigration(ctx context.Context, dir string) (io.Closer, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "upgrade.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	for {
-		err := flock(f)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.Join(err, f.Close())
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), f.Close())
-		case <-again.C:
-		}
+	if err := flockWait(ctx, f); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
+	return f, nil
+}
+
+// turnstile lets the processes that write to one database take turns. SQLite's own lock is not fair: on a machine with
+// more work than processors, a process that writes one transaction after the other holds it whenever anybody else gets
+// to look. Who waits for it here holds up the next transaction of everybody else.
+type turnstile struct{ f *os.File }
+
+func openTurnstile(dir string) (*turnstile, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "writer.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &turnstile{f}, nil
+}
+
+// enter waits to be next. Only one goroutine of a process may be in here: the lock belongs to the open file.
+func (t *turnstile) enter(ctx context.Context) (leave func() error, err error) {
+	if err := flockWait(ctx, t.f); err != nil {
+		return nil, err
+	}
+	return func() error { return syscall.Flock(int(t.f.Fd()), syscall.LOCK_UN) }, nil
+}
+
+func (t *turnstile) Close() error { return t.f.Close() }
+
+func flockWait(ctx context.Context, f *os.File) error {
+	return again(ctx, func() (bool, error) {
+		err := flock(f)
+		return errors.Is(err, syscall.EWOULDBLOCK), err
+	})
 }
 
 func flock(f *os.File) error {

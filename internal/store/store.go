@@ -26,7 +26,7 @@ const (
 
 	// SQLite waits for the lock of another process without an eye on any context. So it may wait for an instant only,
 	// and begin asks again. Readers hardly ever wait: only while the write-ahead log is made or removed.
-	busyWriter  = 20 * time.Millisecond
+	busyWriter  = 5 * time.Millisecond
 	busyReader  = time.Second
 	busyUpgrade = 10 * time.Second
 )
@@ -49,6 +49,7 @@ type Store struct {
 	write   *sqlx.DB // one connection: writers queue here, under their context, and not inside SQLite
 	read    *sqlx.DB // refuses to write
 	timeout time.Duration
+	turns   *turnstile
 	lock    io.Closer // nil unless exclusive
 	id      string
 }
@@ -85,6 +86,9 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		return nil, fmt.Errorf("opening store: %w", err)
 	}
 	if err := migrate(ctx, dir, path, cfg.Logger); err != nil {
+		return nil, fmt.Errorf("opening store: %w", err)
+	}
+	if s.turns, err = openTurnstile(dir); err != nil {
 		return nil, fmt.Errorf("opening store: %w", err)
 	}
 	if s.write, err = openSQLite(path, busyWriter, "_txlock=immediate"); err != nil {
@@ -140,6 +144,9 @@ func (s *Store) Close() error {
 	if s.write != nil {
 		errs = append(errs, s.write.Close())
 	}
+	if s.turns != nil {
+		errs = append(errs, s.turns.Close())
+	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 	}
@@ -178,7 +185,14 @@ type Tx struct {
 func (s *Store) Tx(ctx context.Context, fn func(*Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	tx, err := s.begin(ctx)
+	conn, err := s.write.Connx(ctx)
+	if err != nil {
+		return kind("beginning a transaction", err)
+	}
+	defer func() {
+		_ = conn.Close() // gives it back; a connection that went bad has said so before
+	}()
+	tx, err := s.begin(ctx, conn)
 	if err != nil {
 		return kind("beginning a transaction", err)
 	}
@@ -193,19 +207,40 @@ func (s *Store) Tx(ctx context.Context, fn func(*Tx) error) error {
 	return kind("committing a transaction", tx.Commit())
 }
 
-// begin takes the write lock, which is where another process can stand in the way: once begun, nothing can.
-func (s *Store) begin(ctx context.Context) (*sqlx.Tx, error) {
+// begin takes the write lock, which is where another process can stand in the way: once begun, nothing can. Whoever
+// holds the only connection that writes is the one of this process who may wait at the turnstile.
+func (s *Store) begin(ctx context.Context, conn *sqlx.Conn) (_ *sqlx.Tx, err error) {
+	leave, err := s.turns.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, leave()) }()
+	var tx *sqlx.Tx
+	err = again(ctx, func() (bool, error) {
+		var err error
+		tx, err = conn.BeginTxx(ctx, nil)
+		return busy(err), err
+	})
+	return tx, err
+}
+
+// again calls try until it is not told to, or the context ends: both locks that other processes can hold have no way of
+// waiting that a context could end.
+func again(ctx context.Context, try func() (bool, error)) error {
+	var next *time.Ticker
 	for {
-		tx, err := s.write.BeginTxx(ctx, nil)
-		if err == nil || !busy(err) {
-			return tx, err
+		more, err := try()
+		if !more {
+			return err
 		}
-		again := time.NewTimer(5 * time.Millisecond)
+		if next == nil {
+			next = time.NewTicker(time.Millisecond)
+			defer next.Stop()
+		}
 		select {
 		case <-ctx.Done():
-			again.Stop()
-			return nil, errors.Join(ctx.Err(), err)
-		case <-again.C:
+			return errors.Join(ctx.Err(), err)
+		case <-next.C:
 		}
 	}
 }
