@@ -252,8 +252,7 @@ func TestStore_FullDisk(t *testing.T) {
 	}
 }
 
-// TestTx_AnotherProcessGetsItsTurn: a command beside a server that writes without a pause waits for the transaction
-// under way and perhaps the next, not for the end of them all.
+// TestTx_AnotherProcessGetsItsTurn: of two processes that write without a pause, neither keeps the other out.
 func TestTx_AnotherProcessGetsItsTurn(t *testing.T) {
 	t.Parallel()
 	const turns = 50
@@ -287,7 +286,7 @@ func TestTx_AnotherProcessGetsItsTurn(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if passed > 20*turns {
+	if passed > 20*turns || passed < turns/10 {
 		t.Errorf("the server wrote %d times while the command wrote %d times", passed, turns)
 	}
 	t.Logf("the server wrote %d times while the command wrote %d times", passed, turns)
