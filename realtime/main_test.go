@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
@@ -123,6 +124,9 @@ func newBench(t testing.TB, mc ManagerConfig, sc StreamerConfig, clusters ...str
 	done := make(chan error, 1)
 	go func() { done <- b.m.Run(ctx) }()
 	b.srv = httptest.NewServer(http.HandlerFunc(b.handle))
+	for _, name := range clusters { // the supervisor of a test's cluster says once that there is no server
+		eventually(t, "the state of "+name, func() bool { return b.m.board(name).state().State == fleet.ClusterUnreachable })
+	}
 	t.Cleanup(func() {
 		closing, stop := context.WithTimeout(context.Background(), 10*time.Second)
 		defer stop()
@@ -136,6 +140,21 @@ func newBench(t testing.TB, mc ManagerConfig, sc StreamerConfig, clusters ...str
 		}
 	})
 	return b
+}
+
+// eventually waits for what has no signal of its own, because nobody but a test waits for it.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waiting for %s: in vain", what)
+		}
+	}
 }
 
 func (b *bench) add(name string) *board {
@@ -315,4 +334,8 @@ func (s *stream) ends() []got {
 		}
 		all = append(all, e)
 	}
+}
+
+func deletedUnknown(key string, obj any) cache.DeletedFinalStateUnknown {
+	return cache.DeletedFinalStateUnknown{Key: key, Obj: obj}
 }

@@ -264,11 +264,16 @@ func unquote(s string) (value, rest string, err error) {
 	return "", "", fieldError("q", "query.open_quote", s, nil, "%s has no closing quote", s)
 }
 
+// quote is what unquote reads.
+func quote(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
+
 func compile(t token) (term, error) {
 	out := term{not: t.not}
 	if t.key == "" {
 		needle := strings.ToLower(t.value)
-		out.canon = strconv.Quote(needle)
+		out.canon = quote(needle)
 		out.match = func(n *fleet.Node) bool { return mentions(n, needle) }
 		return out, nil
 	}
@@ -278,7 +283,7 @@ func compile(t token) (term, error) {
 			e := fieldError("q", "query.label", t.value, nil, "label selector %q: %s", t.value, err)
 			return term{}, e
 		}
-		out.canon = "label:" + strconv.Quote(selector.String())
+		out.canon = "label:" + quote(selector.String())
 		out.match = func(n *fleet.Node) bool { return selector.Matches(labels.Set(n.Labels)) }
 		return out, nil
 	}
@@ -296,7 +301,7 @@ func compile(t token) (term, error) {
 		if err != nil {
 			return term{}, err
 		}
-		matches, canon = append(matches, m), append(canon, strconv.Quote(c))
+		matches, canon = append(matches, m), append(canon, quote(c))
 	}
 	slices.Sort(canon)
 	out.canon = t.key + ":" + strings.Join(slices.Compact(canon), ",")
