@@ -102,7 +102,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	var changed func(id string)
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
-		Record:  record, Authority: authority{a.auth}, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Record:  record, Authority: authority{a.store}, Observe: a.manager.Observe, Logger: a.component("nodeops"),
 	})
 	a.engine = batch.New(batch.Config{
 		Store: a.store, Doer: verbs, Authorizer: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
@@ -340,26 +340,20 @@ func (a *App) welcome(ctx context.Context) error {
 // authority answers what a person may do now, for each node of a batch anew.
 type authority struct {
 	people interface {
-		Users(ctx context.Context) ([]fleet.User, error)
+		User(ctx context.Context, id string) (fleet.User, error)
 	}
 }
 
 // Caller implements nodeops.Authority.
 func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, error) {
-	users, err := x.people.Users(ctx)
+	u, err := x.people.User(ctx, userID)
 	if err != nil {
-		return fleet.Caller{}, fmt.Errorf("reading the person's role: %w", err)
+		return fleet.Caller{}, fmt.Errorf("reading the role of the batch's person: %w", err)
 	}
-	for _, u := range users {
-		switch {
-		case u.ID != userID:
-		case u.Disabled:
-			return fleet.Caller{}, fmt.Errorf("%s is disabled: %w", u.Name, fleet.ErrForbidden)
-		default:
-			return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
-		}
+	if u.Disabled {
+		return fleet.Caller{}, fmt.Errorf("%s is disabled: %w", u.Name, fleet.ErrForbidden)
 	}
-	return fleet.Caller{}, fmt.Errorf("person of the batch: %w", fleet.ErrNotFound)
+	return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
 }
 
 // renderer makes the views' renderer speak realtime's types.

@@ -53,6 +53,15 @@ func (s *Store) Users(ctx context.Context) ([]fleet.User, error) {
 	return out, nil
 }
 
+// User finds a person by id; ErrNotFound.
+func (s *Store) User(ctx context.Context, id string) (fleet.User, error) {
+	var r userRow
+	if err := s.get(ctx, &r, `SELECT `+userColumns+` FROM users WHERE id = ?`, id); err != nil {
+		return fleet.User{}, fmt.Errorf("finding a person: %w", err)
+	}
+	return r.account().User, nil
+}
+
 // Account finds a person by normalised name; ErrNotFound.
 func (s *Store) Account(ctx context.Context, name string) (fleet.Account, error) {
 	var r userRow
