@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -250,44 +249,4 @@ func TestStore_FullDisk(t *testing.T) {
 	if e, err := s.AppendEntry(t.Context(), big); err != nil || int(e.Seq) != written+1 {
 		t.Errorf("after: %d, %v", e.Seq, err)
 	}
-}
-
-// TestTx_AnotherProcessGetsItsTurn: of two processes that write without a pause, neither keeps the other out.
-func TestTx_AnotherProcessGetsItsTurn(t *testing.T) {
-	t.Parallel()
-	const turns = 50
-	dir := t.TempDir()
-	server := open(t, store.Config{Dir: dir, Timeout: time.Minute})
-	command := open(t, store.Config{Dir: dir, Timeout: time.Minute})
-	var written atomic.Int64
-	ctx, stop := context.WithCancel(t.Context())
-	running, done := make(chan struct{}), make(chan error, 1)
-	go func() {
-		for {
-			_, err := server.AppendEntry(ctx, fleet.Entry{Action: "server"})
-			if err != nil {
-				done <- err
-				return
-			}
-			if written.Add(1) == 1 {
-				close(running)
-			}
-		}
-	}()
-	<-running
-	before := written.Load()
-	for range turns {
-		if _, err := command.AppendEntry(t.Context(), fleet.Entry{Action: "command"}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	passed := written.Load() - before
-	stop()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
-	if passed > 20*turns || passed < turns/10 {
-		t.Errorf("the server wrote %d times while the command wrote %d times", passed, turns)
-	}
-	t.Logf("the server wrote %d times while the command wrote %d times", passed, turns)
 }
