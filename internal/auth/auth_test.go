@@ -154,5 +154,5 @@ func after(d time.Duration) time.Time { return time.Now().Add(d) }
 
 // pass lets time go by in a bubble of synctest, where nobody waits for it.
 func pass(d time.Duration) {
-	time.Sleep(d) //nolint:forbidigo // the time is not real
+	time.Sleep(d)
 }
