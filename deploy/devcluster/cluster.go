@@ -92,7 +92,8 @@ type cluster struct {
 	spawner *spawner
 	dir     string
 	admin   string // bearer token
-	ports   map[string]int
+	row     *portRange
+	ports   map[string]int // those of row
 	probes  *http.Client
 
 	mu    sync.Mutex // guards procs: the watcher of unasked exits reads it
@@ -215,9 +216,10 @@ func (c *cluster) up(ctx context.Context) error {
 
 func (c *cluster) tryUp(ctx context.Context) error {
 	var err error
-	if c.ports, err = freePorts("etcd-peer", etcd, kubeAPIServer, kubeControllerManager, kubeScheduler, kwok); err != nil {
+	if c.row, err = reservePorts("etcd-peer", etcd, kubeAPIServer, kubeControllerManager, kubeScheduler, kwok); err != nil {
 		return err
 	}
+	c.ports = c.row.ports
 	err = errors.Join(
 		c.writeKubeconfig(c.kubeconfig(), c.admin),
 		c.writeKubeconfig(c.pki(kubeControllerManager+".kubeconfig"), c.userToken("system:kube-controller-manager")),
@@ -248,6 +250,10 @@ func (c *cluster) down() {
 	)
 	c.stopComponent(kubeAPIServer)
 	c.stopComponent(etcd)
+	if c.row != nil {
+		c.row.release()
+		c.row = nil
+	}
 }
 
 func (c *cluster) process(name string) *process {
@@ -447,29 +453,46 @@ func (c *cluster) args(name string) []string {
 // for what is to be tried.
 func (c *cluster) leaseDuration() int { return max(40, c.nodes/8) }
 
-// freePorts picks a port for each name. They lie below the range from which
-// kernels take the ports of outgoing connections, so that a stopped component
-// finds its port free when it is started again.
-func freePorts(names ...string) (map[string]int, error) {
-	ports := map[string]int{}
-	var held []net.Listener
-	defer func() {
-		for _, l := range held {
-			_ = l.Close() // nothing was served on it
+// portRange is a row of ports that belongs to one cluster.
+type portRange struct {
+	guard net.Listener // on the first port: another devcluster finds the row taken
+	ports map[string]int
+}
+
+// reservePorts finds a port for each name. They lie below those that kernels
+// give to outgoing connections, so that a stopped component finds its port free
+// when it is started again.
+func reservePorts(names ...string) (*portRange, error) {
+	const first, rows = 20000, 1200
+	for attempt := 1; ; attempt++ {
+		base := first + 10*rand.IntN(rows)
+		r, err := reserveRow(base, names)
+		if err == nil {
+			return r, nil
 		}
-	}()
-	for _, name := range names {
-		for attempt := 0; ports[name] == 0; attempt++ {
-			port := 20000 + rand.IntN(12000)
-			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-			switch {
-			case err == nil:
-				held = append(held, l)
-				ports[name] = port
-			case attempt == 100:
-				return nil, fmt.Errorf("finding a free port: %w", err)
-			}
+		if attempt == 100 {
+			return nil, fmt.Errorf("finding free ports: %w", err)
 		}
 	}
-	return ports, nil
 }
+
+func reserveRow(base int, names []string) (*portRange, error) {
+	listen := func(port int) (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)) }
+	guard, err := listen(base)
+	if err != nil {
+		return nil, err
+	}
+	r := &portRange{guard: guard, ports: map[string]int{}}
+	for i, name := range names {
+		l, err := listen(base + 1 + i)
+		if err != nil {
+			r.release()
+			return nil, err
+		}
+		_ = l.Close() // nothing was served on it
+		r.ports[name] = base + 1 + i
+	}
+	return r, nil
+}
+
+func (r *portRange) release() { _ = r.guard.Close() } // nothing was served on it

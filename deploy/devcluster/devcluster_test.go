@@ -141,3 +141,21 @@ func TestEach_StopsAtTheFirstError(t *testing.T) {
 		t.Errorf("error %v after %d calls, want one of each", err, calls)
 	}
 }
+
+func TestReservePorts_OneRowEach(t *testing.T) {
+	t.Parallel()
+	r, err := reservePorts("a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := r.ports["a"] - 1
+	if _, err := reserveRow(base, []string{"x"}); err == nil {
+		t.Error("a row is given away twice")
+	}
+	r.release()
+	again, err := reserveRow(base, []string{"x"})
+	if err != nil {
+		t.Fatalf("after its release: %v", err)
+	}
+	again.release()
+}
