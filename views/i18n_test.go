@@ -231,3 +231,38 @@ func asTexts(v any) []string {
 	}
 	return out
 }
+
+// Every key of an error, and every code of a node's result, that any room can hand to a page is in the catalogue.
+func TestCatalogue_HoldsWhatOtherRoomsSay(t *testing.T) {
+	t.Parallel()
+	spoken := regexp.MustCompile(`"(error\.[a-z_]+)"|Code[A-Z]\w+ += "([a-z_]+)"`)
+	n := 0
+	for _, room := range []string{"../handlers", "../realtime", "../internal/auth", "../internal/batch", "../internal/fleet", "../internal/nodeops"} {
+		files, err := filepath.Glob(room + "/*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if strings.HasSuffix(f, "_test.go") {
+				continue
+			}
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range spoken.FindAllSubmatch(b, -1) {
+				key := string(m[1])
+				if key == "" {
+					key = "code." + string(m[2])
+				}
+				n++
+				if !Has(key) {
+					t.Errorf("%s says %s, which the catalogue does not have", f, key)
+				}
+			}
+		}
+	}
+	if n < 30 {
+		t.Errorf("found only %d keys: the pattern does not fit the sources any more", n)
+	}
+}

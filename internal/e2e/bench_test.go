@@ -48,7 +48,7 @@ func fleetOf(b *testing.B, n int) (*kubetest.Cluster, *server, *client) {
 	s := startServer(b, c.Kubeconfig)
 	who := s.client(b, "ada", "operator")
 	st := who.stream("GET", "/api/v1/nodes/events", "")
-	for seen := 0; seen < n; seen++ {
+	for range n {
 		st.until("a node", func(e event) bool { return e.Name == "node_add" })
 	}
 	st.stop()
@@ -250,14 +250,12 @@ func BenchmarkChange(b *testing.B) {
 		tick.Stop()
 		last := strconv.Itoa(seq - 1)
 		settled := func(a *arrivals) bool { _, ok := a.has(last); return ok }
-		waitFor(b, "every reader to have the last change", func() bool {
-			for _, l := range append(slices.Clone(pages), programs...) {
-				if !settled(&l.arrivals) {
-					return false
-				}
+		waitFor(b, "the raw watch to have the last change", func() bool { return settled(raw) })
+		for kind, readers := range map[string][]*listener{"page": pages, "program": programs} {
+			for i, l := range readers {
+				waitFor(b, fmt.Sprintf("%s %d to have the last change", kind, i), func() bool { return settled(&l.arrivals) })
 			}
-			return settled(raw)
-		})
+		}
 		report(b, "raw", sent, base, raw)
 		rawP50, rawP99 := spread(sent, base, raw)
 		for name, ls := range map[string][]*listener{"json": programs, "page": pages} {
