@@ -148,7 +148,7 @@ func (m *Manager) Remove(name string) error {
 		s.cancel()
 		<-s.done
 	}
-	s.cluster.CloseIdle()
+	s.cluster.Close()
 	m.metrics.forget(name)
 	return nil
 }

@@ -26,6 +26,7 @@ type Streamer struct {
 	log     *slog.Logger
 	metrics *streamMetrics
 	seq     atomic.Uint64
+	rate    float64 // messages a second that an HTML stream may send without being slowed down
 	closing chan struct{}
 	streams sync.WaitGroup
 
@@ -65,6 +66,7 @@ func NewStreamer(cfg StreamerConfig) *Streamer {
 		cfg: cfg, m: cfg.Manager, r3: newServer(), log: log,
 		render:    &renderer{Renderer: cfg.Render, log: log},
 		closing:   make(chan struct{}),
+		rate:      20,
 		conns:     map[*conn]struct{}{},
 		bySession: map[string]int{}, byUser: map[string]int{},
 		batches: map[string]*batchBoard{},
@@ -270,7 +272,7 @@ func (p *pacer) wait(now time.Time) time.Duration {
 
 // pace is the pacer of an HTML stream: people read it, and every message costs their browser a layout.
 func (s *Streamer) pace() *pacer {
-	p := &pacer{rate: 20, most: 250 * time.Millisecond}
+	p := &pacer{rate: s.rate, most: 250 * time.Millisecond}
 	if s.open() > 2000 {
 		p.most = time.Second
 	}

@@ -37,6 +37,11 @@ var (
 	errEnded  = errors.New("the watch ended")
 )
 
+// deadError says that a connection looks open and carries nothing any more.
+type deadError struct{ error }
+
+func (e *deadError) Unwrap() error { return e.error }
+
 // supervisor keeps one cluster's board fed. Everything of the cluster runs under it: its trouble stays its own.
 type supervisor struct {
 	m       *Manager
@@ -77,7 +82,11 @@ func (s *supervisor) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.cluster.CloseIdle()
+		if _, ok := errors.AsType[*deadError](err); ok {
+			s.cluster.Close()
+		} else {
+			s.cluster.CloseIdle()
+		}
 		if s.liveFor(began) >= healthyAfter {
 			failures = 0
 		}
@@ -302,7 +311,7 @@ func (s *supervisor) guard(ctx context.Context, end context.CancelCauseFunc, syn
 		}
 		last := s.board.eventAt()
 		if time.Since(last) > s.m.cfg.Silence {
-			end(errSilent)
+			end(&deadError{errSilent})
 			return
 		}
 		began := time.Now()
@@ -320,7 +329,7 @@ func (s *supervisor) guard(ctx context.Context, end context.CancelCauseFunc, syn
 			}
 			// Events that still come say more than probes that do not.
 			if failed >= 2 && s.board.eventAt().Before(since) {
-				end(err)
+				end(&deadError{err})
 				return
 			}
 			next = probeAgain
@@ -346,7 +355,7 @@ func (s *supervisor) guardList(ctx context.Context, end context.CancelCauseFunc,
 		case <-tick.C:
 			n := s.cluster.BytesRead()
 			if n == seen {
-				end(errStuck)
+				end(&deadError{errStuck})
 				return false
 			}
 			seen = n

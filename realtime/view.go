@@ -333,8 +333,7 @@ func (v *view) count(n *fleet.Node, by int) {
 
 // refresh brings a pane's window up to date and wakes its readers if they would see a difference.
 func (v *view) refresh(p *pane, touched map[fleet.NodeRef]struct{}, wake bool) {
-	next := v.window(p.key)
-	if p.win != nil && p.win.page == next.page && slices.Equal(p.win.refs, next.refs) {
+	if v.shows(p.win, p.key) {
 		if !wake {
 			for ref := range touched {
 				if _, wake = p.win.set[ref]; wake {
@@ -343,7 +342,7 @@ func (v *view) refresh(p *pane, touched map[fleet.NodeRef]struct{}, wake bool) {
 			}
 		}
 	} else {
-		p.win, p.rev, wake = next, v.rev, true
+		p.win, p.rev, wake = v.window(p.key), v.rev, true
 	}
 	if wake {
 		p.memo = nil
@@ -359,6 +358,20 @@ func (v *view) slice(k pageKey) (page int, items []*item) {
 	page = min(k.page, v.pages(k.perPage))
 	from := (page - 1) * k.perPage
 	return page, v.order[from:min(from+k.perPage, len(v.order))]
+}
+
+// shows tells whether a window is what the page is now.
+func (v *view) shows(w *window, k pageKey) bool {
+	page, items := v.slice(k)
+	if w.page != page || len(w.refs) != len(items) {
+		return false
+	}
+	for i, it := range items {
+		if w.refs[i] != it.ref {
+			return false
+		}
+	}
+	return true
 }
 
 func (v *view) window(k pageKey) *window {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/connrotation"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
@@ -42,6 +43,7 @@ type Cluster struct {
 	Fault error
 
 	transport http.RoundTripper
+	dialer    *connrotation.Dialer
 	read      *atomic.Int64
 }
 
@@ -53,12 +55,21 @@ func (c Cluster) BytesRead() int64 {
 	return c.read.Load()
 }
 
-// CloseIdle drops pooled connections. After a peer went silent the next request would otherwise be sent into the same
-// dead connection until HTTP/2's own health check gives up on it.
+// CloseIdle drops connections that nothing is using.
 func (c Cluster) CloseIdle() {
 	if c.transport != nil {
 		utilnet.CloseIdleConnectionsFor(c.transport)
 	}
+}
+
+// Close drops every connection, with what is under way on it: for a cluster that is removed, and for one whose
+// connection is known to be dead, into which the next request would otherwise go too, until HTTP/2's own health check
+// gives up on it. The clients can still be used and connect anew.
+func (c Cluster) Close() {
+	if c.dialer != nil {
+		c.dialer.CloseAll()
+	}
+	c.CloseIdle()
 }
 
 // Option changes how clients are made.
@@ -148,9 +159,12 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	watch.QPS = -1
 	watch.Timeout = 0 // a client-wide timeout would cut every watch
 	watch.WarningHandlerWithContext = silent{}
-	if watch.Dial == nil {
-		watch.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext
+	dial := watch.Dial
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext
 	}
+	dialer := connrotation.NewDialer(dial)
+	watch.Dial = dialer.DialContext
 	client, err := rest.HTTPClientFor(watch)
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the transport of cluster %s: %w", name, err)
@@ -167,7 +181,7 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the client of cluster %s: %w", name, err)
 	}
-	return Cluster{Name: name, Server: watch.Host, Watch: w, Ops: p, transport: client.Transport, read: read}, nil
+	return Cluster{Name: name, Server: watch.Host, Watch: w, Ops: p, transport: client.Transport, dialer: dialer, read: read}, nil
 }
 
 // silent drops the server's deprecation warnings: they are about this program's code, and its operators read the log.

@@ -1,0 +1,193 @@
+package realtime
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+)
+
+// loaded is a manager with n nodes and no server.
+func loaded(b *testing.B, n int) *Manager {
+	b.Helper()
+	bench := newBench(b, ManagerConfig{}, StreamerConfig{PerUser: 1 << 20}, "a")
+	for i := range n {
+		bench.put("a", spec{name: fmt.Sprintf("node-%05d", i), rv: 1, labels: labelsOf(i)})
+	}
+	return bench.m
+}
+
+func labelsOf(i int) map[string]string {
+	l := map[string]string{"v": fmt.Sprint(i % 7), "topology.kubernetes.io/zone": fmt.Sprintf("zone-%d", i%3)}
+	for k := range 20 {
+		l[fmt.Sprintf("example.com/label-%d", k)] = "a value of some length"
+	}
+	return l
+}
+
+func mustQuery(b *testing.B, values url.Values) *Query {
+	b.Helper()
+	q, err := ParseQuery("", values)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return q
+}
+
+// BenchmarkWindow_5000 is the first page of a list that somebody looked at before.
+func BenchmarkWindow_5000(b *testing.B) {
+	m := loaded(b, 5000)
+	for _, per := range []string{"50", "200"} {
+		q := mustQuery(b, url.Values{"per_page": {per}})
+		b.Run(per+"rows", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				m.Window(q, "en")
+			}
+		})
+	}
+}
+
+// BenchmarkView_Cold_5000 is the first look at a query that nobody asked before.
+func BenchmarkView_Cold_5000(b *testing.B) {
+	m := loaded(b, 5000)
+	for _, text := range []string{"", "status:Ready label:v=3", "node-01"} {
+		q := mustQuery(b, url.Values{"q": {text}, "sort": {"-cpu"}})
+		b.Run(fmt.Sprintf("q=%q", text), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				v := newView(m, q)
+				v.mu.Lock()
+				v.sync()
+				v.mu.Unlock()
+			}
+		})
+	}
+}
+
+// BenchmarkChange_5000 is one node event from the decoded object to the last of many views.
+func BenchmarkChange_5000(b *testing.B) {
+	for _, views := range []int{1, 100} {
+		b.Run(fmt.Sprintf("%dviews", views), func(b *testing.B) {
+			m := loaded(b, 5000)
+			var all []*view
+			for i := range views {
+				v := m.acquire(mustQuery(b, url.Values{"q": {fmt.Sprintf("-x%d", i)}}))
+				defer m.release(v)
+				p := v.watch(pageKey{1, 50})
+				defer v.unwatch(p)
+				all = append(all, v)
+			}
+			board := m.board("a")
+			i := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				i++
+				if err := board.apply(spec{name: fmt.Sprintf("node-%05d", i%5000), rv: i, labels: map[string]string{"v": fmt.Sprint(i)}}.node()); err != nil {
+					b.Fatal(err)
+				}
+				for _, v := range all {
+					m.follow(v)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkHeartbeat is what most watch events cost: they are stored and push nothing.
+func BenchmarkHeartbeat(b *testing.B) {
+	m := loaded(b, 1)
+	board := m.board("a")
+	i := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		i++
+		n := spec{name: "node-00000", rv: i, labels: labelsOf(0), beat: epochStart.Add(time.Duration(i) * time.Second)}.node()
+		if err := board.apply(n); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRow(b *testing.B) {
+	m := loaded(b, 1)
+	_, ver := m.board("a").node("node-00000")
+	b.Run("rendered", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			ver.cells = &cells{}
+			m.render.row(ver, "en")
+		}
+	})
+	b.Run("shared", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			m.render.row(ver, "en")
+		}
+	})
+}
+
+// BenchmarkFanout is one change to every one of n streams that show the same page, in this process and without
+// sockets: what our side of it costs.
+func BenchmarkFanout(b *testing.B) {
+	for _, n := range []int{10, 1000} {
+		for _, format := range []Format{HTML, JSON} {
+			b.Run(fmt.Sprintf("%d/%s", n, map[Format]string{HTML: "html", JSON: "json"}[format]), func(b *testing.B) {
+				bench := newBench(b, ManagerConfig{}, StreamerConfig{Heartbeat: time.Hour}, "a")
+				bench.s.rate = 0 // the pacing of pages is for browsers; here it would only measure itself
+				for i := range 100 {
+					bench.put("a", spec{name: fmt.Sprintf("node-%05d", i), rv: 1, labels: labelsOf(i)})
+				}
+				q := mustQuery(b, nil)
+				cursor := bench.m.Window(q, "en").Cursor
+				ctx, cancel := context.WithCancel(b.Context())
+				defer cancel()
+				flushed := make(chan struct{}, n)
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				defer cancel()
+				for range n {
+					wg.Go(func() {
+						r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/", nil)
+						w := &countingResponse{h: http.Header{}, flushed: flushed}
+						err := bench.s.Nodes(w, r, NodeStream{Viewer: Viewer{Format: format, Since: cursor}, Query: q})
+						if err != nil {
+							b.Error(err)
+						}
+					})
+				}
+				ready := n
+				if format == JSON {
+					ready = 2 * n // the header and synced
+				}
+				for range ready {
+					<-flushed
+				}
+				i := 1
+				b.ReportAllocs()
+				for b.Loop() {
+					i++
+					bench.put("a", spec{name: "node-00000", rv: i, labels: map[string]string{"v": fmt.Sprint(i)}})
+					for range n {
+						<-flushed
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/stream")
+			})
+		}
+	}
+}
+
+type countingResponse struct {
+	h       http.Header
+	flushed chan struct{}
+}
+
+func (w *countingResponse) Header() http.Header         { return w.h }
+func (w *countingResponse) Write(p []byte) (int, error) { return len(p), nil }
+func (w *countingResponse) WriteHeader(int)             {}
+func (w *countingResponse) Flush()                      { w.flushed <- struct{}{} }
