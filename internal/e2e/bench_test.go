@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +21,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/kubetest"
 )
@@ -150,6 +154,8 @@ type listener struct {
 	bytes int64 // of messages that carried a mark, as on the wire
 	msgs  int64
 	gate  chan struct{} // closed: read
+	last  string        // id of the last whole message
+	cuts  atomic.Int64  // how often the stream had to be opened again
 	done  chan struct{}
 }
 
@@ -160,34 +166,33 @@ func listen(b *testing.B, who *client, path string, held bool, header ...string)
 		close(l.gate)
 	}
 	ctx, cancel := context.WithCancel(b.Context())
-	req := who.request("GET", path, "", "", append([]string{"Accept", "text/event-stream"}, header...)...)
-	resp, err := noRedirect.Do(req.WithContext(ctx))
-	if err != nil || resp.StatusCode != http.StatusOK {
-		b.Fatalf("%s: %v %v", path, resp, err)
+	connect := func() (*http.Response, error) {
+		req := who.request("GET", path, "", "", append([]string{"Accept", "text/event-stream", "Last-Event-ID", l.last}, header...)...)
+		resp, err := noRedirect.Do(req.WithContext(ctx))
+		if err == nil && resp.StatusCode != http.StatusOK {
+			resp.Body.Close()
+			err = errors.New(resp.Status)
+		}
+		return resp, err
+	}
+	resp, err := connect()
+	if err != nil {
+		b.Fatalf("%s: %v", path, err)
 	}
 	go func() {
 		defer close(l.done)
-		defer resp.Body.Close()
 		select {
 		case <-l.gate:
 		case <-ctx.Done():
+			resp.Body.Close()
 			return
 		}
-		var buf []byte
-		chunk := make([]byte, 64<<10)
-		for {
-			n, err := resp.Body.Read(chunk)
-			buf = append(buf, chunk[:n]...)
-			for {
-				i := bytes.Index(buf, []byte("\n\n"))
-				if i < 0 {
-					break
-				}
-				l.message(buf[:i+2])
-				buf = buf[i+2:]
-			}
-			if err != nil {
-				return
+		// As a browser does: what was cut off is opened again where it was.
+		for err == nil {
+			l.read(resp.Body)
+			resp.Body.Close()
+			if resp, err = connect(); err == nil {
+				l.cuts.Add(1)
 			}
 		}
 	}()
@@ -195,9 +200,35 @@ func listen(b *testing.B, who *client, path string, held bool, header ...string)
 	return l
 }
 
+// read takes messages until the stream ends.
+func (l *listener) read(r io.Reader) {
+	var buf []byte
+	chunk := make([]byte, 64<<10)
+	for {
+		n, err := r.Read(chunk)
+		buf = append(buf, chunk[:n]...)
+		for {
+			i := bytes.Index(buf, []byte("\n\n"))
+			if i < 0 {
+				break
+			}
+			l.message(buf[:i+2])
+			buf = buf[i+2:]
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
 const markPrefix = "bench.example.com/c"
 
 func (l *listener) message(m []byte) {
+	for line := range bytes.Lines(m) {
+		if id, ok := bytes.CutPrefix(line, []byte("id: ")); ok {
+			l.last = string(bytes.TrimSpace(id))
+		}
+	}
 	found := false
 	for rest := m; ; {
 		i := bytes.Index(rest, []byte(markPrefix))
@@ -271,6 +302,11 @@ func BenchmarkChange(b *testing.B) {
 			b.ReportMetric(float64(quantile(p99s, .99))/float64(rawP99), name+"-p99-x-raw")
 			b.ReportMetric(float64(size)/float64(max(msgs, 1)), name+"-B/change")
 		}
+		var cuts int64
+		for _, l := range append(slices.Clone(pages), programs...) {
+			cuts += l.cuts.Load()
+		}
+		b.ReportMetric(float64(cuts), "readers-cut")
 		close(stalled.gate)
 		began := time.Now()
 		waitFor(b, "the client that did not read to have the last change", func() bool { return settled(&stalled.arrivals) })
@@ -348,10 +384,17 @@ func taint(b *testing.B, client kubernetes.Interface, node, seq string) {
 	}
 }
 
-// rawWatch notes when the changes arrive at a plain watch.
+// rawWatch notes when the changes arrive at a plain watch. An API server ends watches when it likes; this one resumes.
 func rawWatch(b *testing.B, client kubernetes.Interface, a *arrivals) {
 	b.Helper()
-	w, err := client.CoreV1().Nodes().Watch(b.Context(), metav1.ListOptions{})
+	nodes := client.CoreV1().Nodes()
+	now, err := nodes.List(b.Context(), metav1.ListOptions{Limit: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	w, err := watchtools.NewRetryWatcherWithContext(b.Context(), now.ResourceVersion, &cache.ListWatch{
+		WatchFuncWithContext: nodes.Watch,
+	})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -361,6 +404,7 @@ func rawWatch(b *testing.B, client kubernetes.Interface, a *arrivals) {
 		for e := range w.ResultChan() {
 			node, ok := e.Object.(*corev1.Node)
 			if !ok {
+				b.Logf("raw watch: %s %v", e.Type, e.Object)
 				continue
 			}
 			for _, t := range node.Spec.Taints {
