@@ -63,7 +63,7 @@ func run() error {
 // ignoreInterrupt: what fails because the person pressed Ctrl-C is not a failure.
 func ignoreInterrupt(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // it is what was asked for
 	}
 	return err
 }
@@ -86,21 +86,30 @@ func demo(ctx context.Context, o options) (err error) {
 	if out, err := add.CombinedOutput(); err != nil {
 		return fmt.Errorf("adding the demo's user: %w: %s", err, out)
 	}
-	app := command(ctx, o.app, "serve", "--listen", listen, "--data-dir", filepath.Join(o.dir, "data"),
+	appCtx, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	app := command(appCtx, o.app, "serve", "--listen", listen, "--data-dir", filepath.Join(o.dir, "data"),
 		"--kubeconfig", fleet.kubeconfig, "--metrics-listen", "127.0.0.1:0", "--log-format", "text", "--log-level", "warn")
 	app.Stdout, app.Stderr = os.Stdout, os.Stderr
 	if err := app.Start(); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- app.Wait() }()
+	ended := make(chan struct{})
+	var appErr error
+	go func() {
+		defer close(ended)
+		appErr = app.Wait()
+	}()
 	if err := waitReady(ctx, "http://"+listen+"/readyz", ended); err != nil {
-		return err
+		giveUp()
+		<-ended
+		return errors.Join(err, appErr)
 	}
 	fmt.Printf("\n  kube-node-manager  http://%s\n  sign in with       %s  %s\n  kubectl            KUBECONFIG=%s\n\n  t + Enter          turn the trickle of changes off and on\n  Ctrl-C             end everything\n\n",
 		listen, user, password, fleet.kubeconfig)
 	go fleet.toggleOnInput(o.trickle)
-	return <-ended // Ctrl-C reaches the app through its context
+	<-ended // Ctrl-C reaches the app through its context
+	return appErr
 }
 
 // command is exec.CommandContext that asks with SIGTERM before it kills, and starts in a process group of its own: a
@@ -206,7 +215,7 @@ func freeAddress(ctx context.Context, addr string) (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-func waitReady(ctx context.Context, url string, ended <-chan error) error {
+func waitReady(ctx context.Context, url string, ended <-chan struct{}) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(30 * time.Second)
@@ -223,8 +232,8 @@ func waitReady(ctx context.Context, url string, ended <-chan error) error {
 		}
 		select {
 		case <-tick.C:
-		case err := <-ended:
-			return fmt.Errorf("the app ended: %w", err)
+		case <-ended:
+			return errors.New("the app ended")
 		case <-deadline:
 			return errors.New("the app was not ready after 30 s")
 		case <-ctx.Done():

@@ -83,8 +83,10 @@ func New(cfg Config) *Engine {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&cfg.LeaseTTL, 15 * time.Second}, {&cfg.Poll, 2 * time.Second},
-		{&cfg.Grace, 20 * time.Second}, {&cfg.ResumeWithin, 15 * time.Minute},
+		{&cfg.LeaseTTL, 15 * time.Second},
+		{&cfg.Poll, 2 * time.Second},
+		{&cfg.Grace, 20 * time.Second},
+		{&cfg.ResumeWithin, 15 * time.Minute},
 	} {
 		if *d.field <= 0 {
 			*d.field = d.value

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -187,7 +186,7 @@ func newFixture(t *testing.T) *fixture {
 func (f *fixture) engine(change ...func(*batch.Config)) *batch.Engine {
 	cfg := batch.Config{
 		Store: f.store, Doer: f.world, Authorizer: permit{}, Lookup: cache{}, Holder: "a",
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range change {
 		c(&cfg)

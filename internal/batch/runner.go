@@ -190,6 +190,7 @@ func (r *runner) order() []int {
 			claimed = append(claimed, i)
 		case fleet.ItemQueued:
 			queued = append(queued, i)
+		default: // done
 		}
 	}
 	return append(claimed, queued...)
@@ -375,7 +376,7 @@ func (r *runner) resolve() error {
 			case errors.Is(err, fleet.ErrNotRecorded):
 				return err
 			case err != nil && r.step.Err() != nil:
-				return nil
+				return nil //nolint:nilerr // the step was ended: the item stays claimed for whoever goes on
 			}
 			r.finish(it, res, err)
 			if it.State == fleet.ItemRunning {

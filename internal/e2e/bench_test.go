@@ -77,7 +77,8 @@ func BenchmarkPage(b *testing.B) {
 	c, s, who := fleetOf(b, n)
 	const views = 200
 	for _, tc := range []struct{ name, path string }{
-		{"list50", "/nodes?per_page=50"}, {"list200", "/nodes?per_page=200"},
+		{"list50", "/nodes?per_page=50"},
+		{"list200", "/nodes?per_page=200"},
 		{"detail", "/clusters/" + c.Name + "/nodes/" + firstNode(b, who)},
 	} {
 		b.Run(tc.name, func(b *testing.B) {

@@ -65,16 +65,16 @@ func newTab(t *testing.T, base string) *tab {
 	if chromium.err != nil {
 		t.Fatalf("no browser: %v\nInstall Chromium, or name one with KNM_TEST_BROWSER.", chromium.err)
 	}
-	return open(t, chromium.ctx, base, chromedp.WithNewBrowserContext(), chromedp.WithNewWindow(true))
+	return open(chromium.ctx, t, base, chromedp.WithNewBrowserContext(), chromedp.WithNewWindow(true))
 }
 
 // sibling opens another window of the same person.
 func (tb *tab) sibling() *tab {
 	tb.t.Helper()
-	return open(tb.t, tb.ctx, tb.base, chromedp.WithNewWindow(true))
+	return open(tb.ctx, tb.t, tb.base, chromedp.WithNewWindow(true))
 }
 
-func open(t *testing.T, parent context.Context, base string, opts ...chromedp.ContextOption) *tab {
+func open(parent context.Context, t *testing.T, base string, opts ...chromedp.ContextOption) *tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(parent, opts...)
 	tb := &tab{t: t, ctx: ctx, base: base}

@@ -131,7 +131,7 @@ func (s *server) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer out.Close()
+	defer func() { _ = out.Close() }() // the child has its own
 	s.cmd = program(append([]string{"serve", "--listen", s.listen, "--data-dir", s.dataDir, "--metrics-listen", ""}, s.args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = out, out
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -190,7 +190,9 @@ func (s *server) end(sig syscall.Signal) {
 		}
 	case <-time.After(30 * time.Second):
 		s.t.Error("the server did not end within 30 s")
-		_ = s.cmd.Process.Kill()
+		if err := s.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			s.t.Errorf("killing it: %v", err)
+		}
 		<-s.ended
 	}
 	s.cmd = nil

@@ -17,8 +17,10 @@ func TestJSON_FieldsOfTheContract(t *testing.T) {
 		Info: Info{KubeletVersion: "v1.34.2"}, Created: at, UpdatedAt: at, Revision: 7,
 	}
 	items := []Item{{Seq: 1, Ref: NodeRef{Cluster: "prod", Name: "n"}, State: ItemFailed, Code: CodeNotFound, Error: "gone"}}
-	batch := Batch{ID: "b1", Operation: Operation{Action: ActionCordon, Reason: "disk"}, State: BatchDone, Outcome: OutcomePartial,
-		CreatedBy: "ada", CreatedAt: at, Version: 3, Counts: Counts{Total: 1, Failed: 1}}
+	batch := Batch{
+		ID: "b1", Operation: Operation{Action: ActionCordon, Reason: "disk"}, State: BatchDone, Outcome: OutcomePartial,
+		CreatedBy: "ada", CreatedAt: at, Version: 3, Counts: Counts{Total: 1, Failed: 1},
+	}
 	tests := []struct {
 		name   string
 		encode func() ([]byte, error)

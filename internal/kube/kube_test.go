@@ -301,7 +301,7 @@ func TestError_Kinds(t *testing.T) {
 		t.Error("no error became one")
 	}
 	other := errors.New("other")
-	if got := Error(other); got != other {
+	if got := Error(other); !errors.Is(got, other) || errors.Unwrap(got) != nil {
 		t.Errorf("an error of our own became %v", got)
 	}
 	if got := Error(&url.Error{Err: context.Canceled}); errors.Is(got, fleet.ErrUnavailable) {

@@ -72,8 +72,9 @@ func statusOf(s corev1.ConditionStatus) fleet.NodeStatus {
 		return fleet.StatusReady
 	case corev1.ConditionFalse:
 		return fleet.StatusNotReady
+	default:
+		return fleet.StatusUnknown
 	}
-	return fleet.StatusUnknown
 }
 
 // utc keeps a missing time missing.

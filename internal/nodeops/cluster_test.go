@@ -183,7 +183,7 @@ var (
 )
 
 // writes counts our requests that could have changed one of the nodes, and those that did.
-func writes(c *kubetest.Cluster, t *testing.T, mark kubetest.Mark, nodes []string) (asked, done int) {
+func writes(t *testing.T, c *kubetest.Cluster, mark kubetest.Mark, nodes []string) (asked, done int) {
 	t.Helper()
 	ours := make(map[string]bool, len(nodes))
 	for _, n := range nodes {
@@ -242,7 +242,7 @@ func TestCluster_FiveNodesOfWhichTwoAreDeletedInBetween(t *testing.T) {
 		}
 	}
 	// The API server's own record: exactly one write that took effect per node that was there, and none else.
-	if asked, done := writes(c, t, mark, nodes); done != 3 {
+	if asked, done := writes(t, c, mark, nodes); done != 3 {
 		t.Errorf("the API server saw %d writes of %d asked for, want 3", done, asked)
 	}
 	for _, e := range c.AuditLog(t).Writes(mark, "nodes", kubetest.ByAgent(agent)) {
@@ -316,7 +316,7 @@ func TestCluster_ForeignCordon(t *testing.T) {
 			t.Errorf("item %d is %+v, want it to say %q", i, items[i], says)
 		}
 	}
-	if asked, _ := writes(c, t, mark, nodes); asked != 0 {
+	if asked, _ := writes(t, c, mark, nodes); asked != 0 {
 		t.Errorf("%d writes", asked)
 	}
 
@@ -334,7 +334,7 @@ func TestCluster_ForeignCordon(t *testing.T) {
 	if n := w.live(ours); n.Spec.Unschedulable || n.Annotations[kube.CordonAnnotation] != "" || n.Annotations[kube.CordonReasonAnnotation] != "" {
 		t.Errorf("ours is still noted: %v", n.Annotations)
 	}
-	if _, done := writes(c, t, mark, nodes); done != 1 {
+	if _, done := writes(t, c, mark, nodes); done != 1 {
 		t.Errorf("%d writes, want 1", done)
 	}
 
@@ -383,7 +383,7 @@ func TestCluster_StaleNoteIsCleaned(t *testing.T) {
 	if n := w.live(nodes[0]); n.Annotations[kube.CordonAnnotation] != "" || n.Annotations[kube.CordonReasonAnnotation] != "" {
 		t.Errorf("annotations %v", n.Annotations)
 	}
-	if _, done := writes(c, t, mark, nodes); done != 1 {
+	if _, done := writes(t, c, mark, nodes); done != 1 {
 		t.Errorf("%d writes, want 1", done)
 	}
 }
@@ -431,7 +431,7 @@ func TestCluster_ConflictStorm(t *testing.T) {
 	}
 	stop()
 	storm.Wait()
-	asked, done := writes(c, t, mark, nodes)
+	asked, done := writes(t, c, mark, nodes)
 	if done != 3*2*len(nodes) {
 		t.Errorf("%d writes took effect, want %d", done, 3*2*len(nodes))
 	}
@@ -523,9 +523,9 @@ func TestCluster_DemotionStopsTheBatch(t *testing.T) {
 	w.mu.Lock()
 	w.role = fleet.RoleViewer
 	w.mu.Unlock()
-	_, atDemotion := writes(c, t, mark, nodes)
+	_, atDemotion := writes(t, c, mark, nodes)
 	b, _ = w.wait(b.ID)
-	_, after := writes(c, t, mark, nodes)
+	_, after := writes(t, c, mark, nodes)
 	if after > atDemotion+2 {
 		t.Errorf("%d writes after the demotion, want at most one per worker", after-atDemotion)
 	}
@@ -570,12 +570,12 @@ func TestCluster_NoWriteWithoutIntent(t *testing.T) {
 		}
 		<-w.changed
 	}
-	if asked, _ := writes(c, t, mark, nodes); asked != 0 {
+	if asked, _ := writes(t, c, mark, nodes); asked != 0 {
 		t.Errorf("%d writes without an intent on record", asked)
 	}
 	exec(`DROP TRIGGER full`)
 	b, _ := w.wait(id)
-	if _, done := writes(c, t, mark, nodes); b.Outcome != fleet.OutcomeSucceeded || done != 3 {
+	if _, done := writes(t, c, mark, nodes); b.Outcome != fleet.OutcomeSucceeded || done != 3 {
 		t.Errorf("batch is %+v after %d writes", b, done)
 	}
 }
@@ -619,7 +619,7 @@ func TestCluster_KilledInTheMiddle(t *testing.T) {
 	if twice == 0 {
 		t.Error("no item was in the middle when the engines died: this proved nothing")
 	}
-	if _, done := writes(c, t, mark, nodes); done != 40 {
+	if _, done := writes(t, c, mark, nodes); done != 40 {
 		t.Errorf("the API server saw %d writes for 40 nodes", done)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -172,8 +173,8 @@ func (r *record) Entries(_ context.Context, f fleet.AuditFilter) ([]fleet.Entry,
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []fleet.Entry
-	for i := len(r.entries) - 1; i >= 0; i-- {
-		if e := r.entries[i]; e.Node == f.Node && e.Cluster == f.Cluster && e.Action == f.Action && !e.At.Before(f.Since) {
+	for _, e := range slices.Backward(r.entries) {
+		if e.Node == f.Node && e.Cluster == f.Cluster && e.Action == f.Action && !e.At.Before(f.Since) {
 			out = append(out, e)
 		}
 	}

@@ -36,37 +36,45 @@ func TestDecisions(t *testing.T) {
 		{"cordon", cordonOp, node(), false, true, fleet.ItemResult{State: fleet.ItemSucceeded}, ""},
 		{
 			"cordon what we cordoned in another batch", cordonOp, node(cordoned, noted("b0")), false, false,
-			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeUnchanged}, "already cordoned by bob since 1999-11-22 10:00 UTC (fan)",
+			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeUnchanged},
+			"already cordoned by bob since 1999-11-22 10:00 UTC (fan)",
 		},
 		{
 			"cordon what kubectl cordoned", cordonOp, node(cordoned, managed("kubectl-cordon", now0)), false, false,
-			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeUnchanged}, "with kubectl-cordon since",
+			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeUnchanged},
+			"with kubectl-cordon since",
 		},
 		{
 			"cordon what this batch cordoned", cordonOp, node(cordoned, noted("b1")), false, false,
-			fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}, "",
+			fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true},
+			"",
 		},
 		{
 			"cordon over a note that outlived its cordon", cordonOp, node(noted("b0")), false, true,
-			fleet.ItemResult{State: fleet.ItemSucceeded}, "",
+			fleet.ItemResult{State: fleet.ItemSucceeded},
+			"",
 		},
 		{
 			"cordon what somebody uncordoned behind this batch", cordonOp, node(noted("b1")), true, false,
-			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeUndone, Changed: true}, "uncordoned it since",
+			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeUndone, Changed: true},
+			"uncordoned it since",
 		},
 		{"uncordon ours", uncordonOp, node(cordoned, noted("b0")), false, true, fleet.ItemResult{State: fleet.ItemSucceeded}, ""},
 		{
 			"uncordon ours, managed by us", uncordonOp, node(cordoned, noted("b0"), managed(kube.FieldManager, now0)), false, true,
-			fleet.ItemResult{State: fleet.ItemSucceeded}, "",
+			fleet.ItemResult{State: fleet.ItemSucceeded},
+			"",
 		},
 		{
 			"uncordon foreign", uncordonOp, node(cordoned, managed("karpenter", now0)), false, false,
-			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeForeignCordon}, "with karpenter",
+			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeForeignCordon},
+			"with karpenter",
 		},
 		{
 			"uncordon what kubectl cordoned again behind our note", uncordonOp,
 			node(cordoned, noted("b0"), managed("kubectl-cordon", now0.Add(time.Hour))), false, false,
-			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeForeignCordon}, "with kubectl-cordon",
+			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeForeignCordon},
+			"with kubectl-cordon",
 		},
 		{
 			"uncordon a garbled note", uncordonOp, node(cordoned, func(n *corev1.Node) {
@@ -81,11 +89,13 @@ func TestDecisions(t *testing.T) {
 		{"uncordon foreign by choice", include, node(cordoned), false, true, fleet.ItemResult{State: fleet.ItemSucceeded}, ""},
 		{
 			"uncordon what is schedulable", uncordonOp, node(), false, false,
-			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeUnchanged}, "already schedulable",
+			fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeUnchanged},
+			"already schedulable",
 		},
 		{
 			"uncordon what is schedulable, with our note left", uncordonOp, node(noted("b0")), false, true,
-			fleet.ItemResult{State: fleet.ItemSucceeded, Code: fleet.CodeCleaned}, "",
+			fleet.ItemResult{State: fleet.ItemSucceeded, Code: fleet.CodeCleaned},
+			"",
 		},
 		{"uncordon that landed", uncordonOp, node(), true, false, fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}, ""},
 		{

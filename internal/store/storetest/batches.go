@@ -107,8 +107,9 @@ func acquire(t *testing.T, s BatchStore, id, holder string, ttl time.Duration) f
 	return l
 }
 
-func read(t *testing.T, s BatchStore, id string) (fleet.Batch, []fleet.Item) {
+func readB1(t *testing.T, s BatchStore) (fleet.Batch, []fleet.Item) {
 	t.Helper()
+	const id = "b1"
 	b, items, err := s.Batch(t.Context(), id, 0)
 	if err != nil {
 		t.Fatalf("Batch(%s): %v", id, err)
@@ -154,7 +155,7 @@ func createAndRead(t *testing.T, s BatchStore) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("CreateBatch (-want +got):\n%s", diff)
 	}
-	b, items := read(t, s, "b1")
+	b, items := readB1(t, s)
 	if diff := cmp.Diff(want, b); diff != "" {
 		t.Errorf("Batch (-want +got):\n%s", diff)
 	}
@@ -183,7 +184,7 @@ func createLarge(t *testing.T, s BatchStore) {
 	if b.Counts.Total != 5000 || b.Counts.Queued != 5000 {
 		t.Errorf("counts are %+v", b.Counts)
 	}
-	_, items := read(t, s, "b1")
+	_, items := readB1(t, s)
 	for i, it := range items {
 		if it.Seq != i || it.Ref.Name != nodes[i] {
 			t.Fatalf("item %d is %+v: the order is not the one asked for", i, it)
@@ -324,7 +325,7 @@ func stepsMoveTheVersionByOne(t *testing.T, s BatchStore) {
 		t.Errorf("the person behind the batch (-want +got):\n%s", diff)
 	}
 	check("ClaimItem", s.ClaimItem(ctx, l, 1), 1)
-	_, items = read(t, s, "b1")
+	_, items = readB1(t, s)
 	if it := items[1]; it.State != fleet.ItemRunning || it.Attempt != 1 || it.StartedAt.IsZero() {
 		t.Errorf("claimed item is %+v", it)
 	}
@@ -332,7 +333,7 @@ func stepsMoveTheVersionByOne(t *testing.T, s BatchStore) {
 	it := items[1]
 	it.State, it.Code, it.Error, it.Changed = fleet.ItemFailed, fleet.CodeNotFound, "there is no such node", true
 	check("FinishItem", s.FinishItem(ctx, l, it), 1)
-	_, items = read(t, s, "b1")
+	_, items = readB1(t, s)
 	got := items[1]
 	if got.State != fleet.ItemFailed || got.Code != fleet.CodeNotFound || got.Error != it.Error || !got.Changed || got.EndedAt.IsZero() || got.Attempt != 2 {
 		t.Errorf("finished item is %+v", got)
@@ -353,7 +354,7 @@ func stepsOfAnOldEpochChangeNothing(t *testing.T, s BatchStore) {
 	if now.Epoch <= old.Epoch {
 		t.Fatalf("epoch went from %d to %d", old.Epoch, now.Epoch)
 	}
-	before, itemsBefore := read(t, s, "b1")
+	before, itemsBefore := readB1(t, s)
 	sameHolder := fleet.BatchLease{Batch: "b1", Holder: "b", Epoch: old.Epoch}
 	for _, l := range []fleet.BatchLease{old, sameHolder} {
 		_, renewErr := s.RenewBatch(ctx, l, time.Minute)
@@ -372,7 +373,7 @@ func stepsOfAnOldEpochChangeNothing(t *testing.T, s BatchStore) {
 			}
 		}
 	}
-	after, itemsAfter := read(t, s, "b1")
+	after, itemsAfter := readB1(t, s)
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("batch changed (-before +after):\n%s", diff)
 	}
@@ -451,7 +452,7 @@ func itemsGoOneWay(t *testing.T, s BatchStore) {
 		t.Errorf("finishing as queued: %v, want ErrInvalid", err)
 	}
 	must(t, "FinishItem", s.FinishItem(ctx, l, done))
-	before, _ := read(t, s, "b1")
+	before, _ := readB1(t, s)
 	if err := s.FinishItem(ctx, l, fleet.Item{Seq: 0, State: fleet.ItemFailed}); !errors.Is(err, fleet.ErrConflict) {
 		t.Errorf("finishing twice: %v, want ErrConflict", err)
 	}
@@ -461,7 +462,7 @@ func itemsGoOneWay(t *testing.T, s BatchStore) {
 	if err := s.ClaimItem(ctx, l, 7); !errors.Is(err, fleet.ErrConflict) {
 		t.Errorf("claiming what is not there: %v, want ErrConflict", err)
 	}
-	after, _ := read(t, s, "b1")
+	after, _ := readB1(t, s)
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("refused steps changed the batch (-before +after):\n%s", diff)
 	}
@@ -478,7 +479,7 @@ func cancel(t *testing.T, s BatchStore) {
 	e := fleet.Entry{Actor: "bob", Action: "batch.cancel", Phase: "event", Batch: "b1"}
 	must(t, "CancelBatch", s.CancelBatch(ctx, "b1", "bob", e))
 	must(t, "CancelBatch again", s.CancelBatch(ctx, "b1", "carol", e))
-	if b, _ := read(t, s, "b1"); b.CancelledBy != "bob" {
+	if b, _ := readB1(t, s); b.CancelledBy != "bob" {
 		t.Errorf("cancelled by %q, want bob, who was first", b.CancelledBy)
 	}
 	if n := len(entries(t, s, "b1", "batch.cancel")); n != 1 {
@@ -487,7 +488,7 @@ func cancel(t *testing.T, s BatchStore) {
 	if err := s.ClaimItem(ctx, l, 1); !errors.Is(err, fleet.ErrCancelled) {
 		t.Errorf("ClaimItem after cancel: %v, want ErrCancelled", err)
 	}
-	if _, items := read(t, s, "b1"); items[1].State != fleet.ItemQueued {
+	if _, items := readB1(t, s); items[1].State != fleet.ItemQueued {
 		t.Errorf("item is %s", items[1].State)
 	}
 	by, err := s.RenewBatch(ctx, l, time.Minute)
@@ -501,7 +502,7 @@ func cancel(t *testing.T, s BatchStore) {
 	}
 	l = acquire(t, s, "b1", "a", time.Minute)
 	must(t, "EndBatch", s.EndBatch(ctx, l, fleet.BatchEnd{Stopped: true, Code: fleet.CodeCancelled, Error: "not started"}))
-	b, items := read(t, s, "b1")
+	b, items := readB1(t, s)
 	if b.State != fleet.BatchDone || b.Outcome != fleet.OutcomeCancelled || b.Counts.Succeeded != 1 || b.Counts.Cancelled != 1 {
 		t.Errorf("batch is %+v", b)
 	}
@@ -537,7 +538,7 @@ func end(t *testing.T, s BatchStore) {
 	}
 	must(t, "FinishItem", s.FinishItem(ctx, l, fleet.Item{Seq: 2, State: fleet.ItemSkipped}))
 	must(t, "EndBatch", s.EndBatch(ctx, l, closing))
-	b, _ := read(t, s, "b1")
+	b, _ := readB1(t, s)
 	if b.State != fleet.BatchDone || b.Outcome != fleet.OutcomePartial || b.Note != "n" || b.EndedAt.IsZero() {
 		t.Errorf("batch is %+v", b)
 	}
@@ -560,7 +561,7 @@ func interrupt(t *testing.T, s BatchStore) {
 	create(t, s, draft("b1", "n1"))
 	l := acquire(t, s, "b1", "a", time.Minute)
 	must(t, "InterruptBatch", s.InterruptBatch(ctx, l, "disk full", time.Hour))
-	b, _ := read(t, s, "b1")
+	b, _ := readB1(t, s)
 	if b.State != fleet.BatchInterrupted || b.Note != "disk full" {
 		t.Errorf("batch is %+v", b)
 	}
