@@ -6,9 +6,17 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kubetest"
 )
 
 // loaded is a manager with n nodes and no server.
@@ -191,3 +199,99 @@ func (w *countingResponse) Header() http.Header         { return w.h }
 func (w *countingResponse) Write(p []byte) (int, error) { return len(p), nil }
 func (w *countingResponse) WriteHeader(int)             {}
 func (w *countingResponse) Flush()                      { w.flushed <- struct{}{} }
+
+// BenchmarkLatency is the time from a write to the row in a client, on a real API server, beside a raw watch of the
+// same writes, at ten writes a second.
+func BenchmarkLatency(b *testing.B) {
+	k := kubetest.Shared(b)
+	node := k.Node(b, kubetest.NodeSpec{})
+	bench := newBench(b, ManagerConfig{}, StreamerConfig{})
+	add(b, bench.m, cluster(b, "real", k.REST()))
+	waitState(b, bench.m, "real", fleet.ClusterLive)
+	waitNode(b, bench.m, fleet.NodeRef{Cluster: "real", Name: node.Name}, "listed", func(n *fleet.Node) bool { return n != nil })
+
+	ctx, cancel := context.WithCancel(b.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	w, err := k.Client().CoreV1().Nodes().Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + node.Name})
+	if err != nil {
+		b.Fatal(err)
+	}
+	type seen struct {
+		where string
+		v     string
+		at    time.Time
+		bytes int
+	}
+	sights := make(chan seen, 64)
+	wg.Go(func() {
+		defer w.Stop()
+		for {
+			select {
+			case e, ok := <-w.ResultChan():
+				if !ok {
+					return
+				}
+				if n, ok := e.Object.(*corev1.Node); ok {
+					sights <- seen{"raw", n.Labels["v"], time.Now(), 0}
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	follow := func(where, path string, value func(string) string) {
+		s := bench.open(path)
+		wg.Go(func() {
+			defer s.close()
+			for {
+				e, err := s.next()
+				if err != nil {
+					return
+				}
+				if v := value(e.data); v != "" {
+					sights <- seen{where, v, time.Now(), len(e.data)}
+				}
+			}
+		})
+		b.Cleanup(s.close)
+	}
+	between := func(start, end string) func(string) string {
+		return func(s string) string {
+			_, s, _ = strings.Cut(s, start)
+			v, _, _ := strings.Cut(s, end)
+			return v
+		}
+	}
+	follow("json", "/nodes?json=1&q="+node.Name, between(`"v":"`, `"`))
+	follow("html", "/nodes?since="+bench.window("").Cursor, between("true ", " "))
+	took := map[string][]time.Duration{}
+	size := map[string]int{}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	i := 0
+	for b.Loop() {
+		<-tick.C
+		i++
+		value := fmt.Sprint("w", i)
+		began := time.Now()
+		k.Label(b, node.Name, "v", value)
+		for left := 3; left > 0; {
+			if s := <-sights; s.v == value {
+				took[s.where] = append(took[s.where], s.at.Sub(began))
+				size[s.where] = s.bytes
+				left--
+			}
+		}
+	}
+	cancel()
+	for where, all := range took {
+		slices.Sort(all)
+		b.ReportMetric(float64(all[len(all)/2].Microseconds())/1000, where+"-p50-ms")
+		b.ReportMetric(float64(all[len(all)*99/100].Microseconds())/1000, where+"-p99-ms")
+		if size[where] > 0 {
+			b.ReportMetric(float64(size[where]), where+"-bytes")
+		}
+	}
+}

@@ -269,7 +269,7 @@ func (b *bench) open(path string, header ...string) *stream {
 }
 
 func (b *bench) dial(path string, header ...string) (*stream, int, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.srv.URL+path, nil)
 	if err != nil {
 		cancel()

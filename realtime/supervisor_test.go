@@ -427,17 +427,31 @@ func fakeCluster(objs ...apiruntime.Object) (kube.Cluster, *fake.Clientset) {
 	return kube.Cluster{Name: "fake", Server: "https://fake", Watch: client, Ops: client}, client
 }
 
-// record lists the states a cluster goes through.
-func record(b *board) *[]fleet.ClusterState {
-	var states []fleet.ClusterState
+// states lists what a cluster goes through.
+type states struct {
+	mu  sync.Mutex
+	all []fleet.ClusterState
+}
+
+func (s *states) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Sprint(s.all)
+}
+
+func record(b *board) *states {
+	s := &states{}
 	notify := b.notify
 	b.notify = func() {
-		if s := b.state().State; len(states) == 0 || states[len(states)-1] != s {
-			states = append(states, s)
+		state := b.state().State
+		s.mu.Lock()
+		if len(s.all) == 0 || s.all[len(s.all)-1] != state {
+			s.all = append(s.all, state)
 		}
+		s.mu.Unlock()
 		notify()
 	}
-	return &states
+	return s
 }
 
 // TestSupervisor_SilentWatch: a watch that brings nothing, not even a bookmark, is taken for dead after 90 seconds.
@@ -453,12 +467,12 @@ func TestSupervisor_SilentWatch(t *testing.T) {
 		go func() { done <- m.Run(ctx) }()
 		time.Sleep(89 * time.Second)
 		synctest.Wait()
-		if got := fmt.Sprint(*states); got != "[connecting syncing live]" && got != "[syncing live]" {
+		if got := states.String(); got != "[connecting syncing live]" && got != "[syncing live]" {
 			t.Errorf("states %s, want live for as long", got)
 		}
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
-		if got := fmt.Sprint(*states); !strings.HasSuffix(got, "live stale live]") {
+		if got := states.String(); !strings.HasSuffix(got, "live stale live]") {
 			t.Errorf("states %s, want stale and live again", got)
 		}
 		if n, err := m.Node(fleet.NodeRef{Cluster: "fake", Name: "n"}); err != nil || n == nil {
@@ -501,7 +515,7 @@ func TestSupervisor_ProbeFindsADeadServer(t *testing.T) {
 		time.Sleep(6 * time.Second)
 		synctest.Wait()
 		if s := m.stateOf("fake"); s.State != fleet.ClusterLive {
-			t.Errorf("6 s after it is back: %+v (%v)", s, *states)
+			t.Errorf("6 s after it is back: %+v (%s)", s, states)
 		}
 		cancel()
 		if err := <-done; err != nil {
