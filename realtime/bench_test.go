@@ -243,8 +243,8 @@ func BenchmarkLatency(b *testing.B) {
 	})
 	follow := func(where, path string, value func(string) string) {
 		s := bench.open(path)
+		context.AfterFunc(ctx, s.close)
 		wg.Go(func() {
-			defer s.close()
 			for {
 				e, err := s.next()
 				if err != nil {
@@ -255,7 +255,6 @@ func BenchmarkLatency(b *testing.B) {
 				}
 			}
 		})
-		b.Cleanup(s.close)
 	}
 	between := func(start, end string) func(string) string {
 		return func(s string) string {

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -284,14 +285,10 @@ func (b *bench) dial(path string, header ...string) (*stream, int, error) {
 		return nil, 0, err
 	}
 	s := &stream{t: b.t, resp: resp, reader: reader{in: bufio.NewReaderSize(resp.Body, 4096)}}
-	closed := false
-	s.close = func() {
-		if !closed {
-			closed = true
-			cancel()
-			_ = resp.Body.Close() // the context has ended it
-		}
-	}
+	s.close = sync.OnceFunc(func() {
+		cancel()
+		_ = resp.Body.Close() // the context has ended it
+	})
 	b.t.Cleanup(s.close)
 	return s, resp.StatusCode, nil
 }
