@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strconv"
@@ -120,7 +121,7 @@ func (b *board) apply(n *corev1.Node) error {
 }
 
 // remove stores what the watch said about a deletion.
-func (b *board) remove(name, uid string, rv string) {
+func (b *board) remove(name, uid, rv string) {
 	b.touch()
 	visible := func() bool {
 		b.mu.Lock()
@@ -180,7 +181,7 @@ func (b *board) replace(list []*corev1.Node) error {
 				gone = append(gone, s)
 			}
 		}
-		slices.SortFunc(gone, func(a, c *slot) int { return int(int64(a.rev) - int64(c.rev)) })
+		slices.SortFunc(gone, func(a, c *slot) int { return cmp.Compare(a.rev, c.rev) })
 		for _, s := range gone {
 			b.drop(s)
 		}

@@ -42,9 +42,11 @@ func (plain) NodeID(ref fleet.NodeRef) string { return "n-" + ref.Cluster + "-" 
 func (plain) Counts(c Counts, page, pages, total int, lang string) []byte {
 	return fmt.Appendf(nil, `<x-counts>%v %d/%d %d %s</x-counts>`, c, page, pages, total, lang)
 }
+
 func (plain) ClusterBadge(c fleet.Cluster, lang string) []byte {
 	return fmt.Appendf(nil, `<x-badge id="%s">%s %s</x-badge>`, c.Name, c.State, c.Reason)
 }
+
 func (plain) ClusterRow(c fleet.Cluster, lang string) []byte {
 	return fmt.Appendf(nil, `<tr id="%s"><td>%s %d %d</td></tr>`, plain{}.ClusterID(c.Name), c.State, c.Nodes, c.Cordoned)
 }
@@ -52,6 +54,7 @@ func (plain) ClusterID(name string) string { return "c-" + name }
 func (plain) BatchItem(i fleet.Item, lang string) []byte {
 	return fmt.Appendf(nil, `<tr id="i-%d"><td>%s %s</td></tr>`, i.Seq, i.State, i.Error)
 }
+
 func (plain) BatchProgress(b fleet.Batch, lang string) []byte {
 	return fmt.Appendf(nil, `<x-progress>%s %d</x-progress>`, b.State, b.Counts.Finished())
 }

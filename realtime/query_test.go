@@ -170,8 +170,12 @@ func TestQuery_KeyIsTheSameForTheSameRows(t *testing.T) {
 		return q.Key()
 	}
 	same := [][2]string{
-		{"q=a b", "q=b  a"}, {"q=status:ready", "q=status:Ready"}, {"q=zone:a,b", "q=zone:b,a"},
-		{"q=label:a%3Db,c%3Dd", `q=label:"c=d, a=b"`}, {"", "sort=name&page=1&per_page=50"}, {"q=version:v1.34", "q=version:1.34"},
+		{"q=a b", "q=b  a"},
+		{"q=status:ready", "q=status:Ready"},
+		{"q=zone:a,b", "q=zone:b,a"},
+		{"q=label:a%3Db,c%3Dd", `q=label:"c=d, a=b"`},
+		{"", "sort=name&page=1&per_page=50"},
+		{"q=version:v1.34", "q=version:1.34"},
 	}
 	for _, s := range same {
 		if key(s[0]) != key(s[1]) {
@@ -179,8 +183,13 @@ func TestQuery_KeyIsTheSameForTheSameRows(t *testing.T) {
 		}
 	}
 	differ := [][2]string{
-		{"q=a", "q=-a"}, {"q=zone:a,b", `q=zone:"a,b"`}, {"cluster=a", "q=a"}, {"page=1", "page=2"}, {"sort=name", "sort=-name"},
-		{`q="a b"`, "q=a b"}, {"q=a", "q=A cluster"},
+		{"q=a", "q=-a"},
+		{"q=zone:a,b", `q=zone:"a,b"`},
+		{"cluster=a", "q=a"},
+		{"page=1", "page=2"},
+		{"sort=name", "sort=-name"},
+		{`q="a b"`, "q=a b"},
+		{"q=a", "q=A cluster"},
 	}
 	for _, d := range differ {
 		if key(d[0]) == key(d[1]) {
@@ -196,8 +205,14 @@ func TestOrder_IsTotalAndStable(t *testing.T) {
 		versions = append(versions, &version{node: n, kubelet: kubeletOrder(n.Info.KubeletVersion)})
 	}
 	tests := []struct{ sort, want string }{
-		{"name", "cp gpu-1 web-1"}, {"-name", "web-1 gpu-1 cp"}, {"cluster", "cp gpu-1 web-1"}, {"status", "gpu-1 cp web-1"},
-		{"version", "gpu-1 web-1 cp"}, {"-version", "cp web-1 gpu-1"}, {"zone", "cp web-1 gpu-1"}, {"cpu", "cp gpu-1 web-1"},
+		{"name", "cp gpu-1 web-1"},
+		{"-name", "web-1 gpu-1 cp"},
+		{"cluster", "cp gpu-1 web-1"},
+		{"status", "gpu-1 cp web-1"},
+		{"version", "gpu-1 web-1 cp"},
+		{"-version", "cp web-1 gpu-1"},
+		{"zone", "cp web-1 gpu-1"},
+		{"cpu", "cp gpu-1 web-1"},
 	}
 	for _, tt := range tests {
 		sorted := slices.Clone(versions)

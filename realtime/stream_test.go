@@ -396,6 +396,9 @@ func TestStream_Limits(t *testing.T) {
 		return s, status
 	}
 	first, status := open("s1", "u1")
+	if status != http.StatusOK {
+		t.Fatalf("the first stream: %d", status)
+	}
 	for _, tt := range []struct {
 		session, user string
 		want          int

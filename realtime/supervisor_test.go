@@ -244,8 +244,10 @@ func newProxy(t testing.TB, cfg *rest.Config) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{t: t, cfg: rest.CopyConfig(cfg), to: strings.TrimPrefix(cfg.Host, "https://"), l: l,
-		add: make(chan net.Conn), kill: make(chan chan struct{})}
+	p := &proxy{
+		t: t, cfg: rest.CopyConfig(cfg), to: strings.TrimPrefix(cfg.Host, "https://"), l: l,
+		add: make(chan net.Conn), kill: make(chan chan struct{}),
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{}, 2)
 	go func() { // keeps the connections

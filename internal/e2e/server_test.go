@@ -193,7 +193,7 @@ func (s *server) end(sig syscall.Signal) {
 		if err := s.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			s.t.Errorf("killing it: %v", err)
 		}
-		<-s.ended
+		s.t.Logf("killed: %v", <-s.ended)
 	}
 	s.cmd = nil
 }
