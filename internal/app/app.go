@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/klog/v2"
 
 	"github.com/kube-node-manager/kube-node-manager/handlers"
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
@@ -68,10 +66,6 @@ type App struct {
 	closing atomic.Bool  // not ready any more: the end has begun
 }
 
-// klogOnce: klog has one logger for the process. Its own calls run from the start of the first client on, so it is set
-// before there is one, and never again.
-var klogOnce sync.Once //nolint:gochecknoglobals // klog is global
-
 // New opens the store and the listeners and wires everything. It starts nothing. When it fails, what it had opened is
 // closed.
 func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error) {
@@ -81,7 +75,6 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 			err = errors.Join(err, a.ends.run(context.WithoutCancel(ctx)))
 		}
 	}()
-	klogOnce.Do(func() { klog.SetSlogLogger(opts.Logger.With("component", "client-go")) })
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

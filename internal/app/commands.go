@@ -14,6 +14,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
 	"github.com/kube-node-manager/kube-node-manager/internal/auth"
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
@@ -32,6 +34,9 @@ func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) 
 	switch cfg.Command {
 	case config.CommandServe:
 		logger := cfg.Serve.Logger(std.Err)
+		// klog has one logger for the process, which its own calls read from the first client on without a lock: it is
+		// set here, where there is one server in a process, and before there is a client.
+		klog.SetSlogLogger(logger.With("component", "client-go"))
 		a, err := New(ctx, cfg.Serve, Options{Version: version, Logger: logger, Notice: std.Out})
 		if err != nil {
 			return err
