@@ -164,6 +164,11 @@ func TestBoard_Observe(t *testing.T) {
 			observe(t, b, spec{name: "n", rv: 7, cordoned: true}, true)
 			apply(t, b, spec{name: "n", uid: "new", rv: 9})
 		}, "new 9 true"},
+		{"late deletion of an older namesake does not count", func(t *testing.T, b *board) {
+			apply(t, b, spec{name: "n", uid: "new", rv: 7})
+			observe(t, b, spec{name: "n", uid: "new", rv: 9, cordoned: true}, true)
+			b.remove("n", "old", "6")
+		}, "new 9 false"},
 		{"list that was under way does not take it back", func(t *testing.T, b *board) {
 			apply(t, b, spec{name: "n", rv: 5})
 			b.begin()

@@ -424,7 +424,7 @@ func TestStream_EndIsQuickEvenForAClientThatDoesNotRead(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, ManagerConfig{}, StreamerConfig{WriteTimeout: time.Minute}, "a")
 	for i := range 200 {
-		b.put("a", spec{name: fmt.Sprintf("n%03d", i), rv: 1, labels: map[string]string{"pad": strings.Repeat("x", 8<<10)}})
+		b.put("a", spec{name: fmt.Sprintf("n%03d", i), rv: 1, labels: map[string]string{"pad": strings.Repeat("x", 64<<10)}}) // more than the kernel swallows
 	}
 	good := b.open("/nodes?json=1", "Session", "stay")
 	ended := b.open("/nodes", "Session", "go")

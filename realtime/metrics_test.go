@@ -1,0 +1,78 @@
+package realtime
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+func TestMetrics_SayWhatHappens(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewPedanticRegistry()
+	b := newBench(t, ManagerConfig{Metrics: reg}, StreamerConfig{Metrics: reg, PerUser: 1}, "a")
+	b.put("a", spec{name: "n", rv: 1})
+	b.put("a", spec{name: "n", rv: 2}) // a heartbeat
+	s := b.open("/nodes?json=1", "User", "u")
+	s.until("synced", func(e got) bool { return e.name == typeSynced })
+	if _, status, err := b.dial("/nodes", "User", "u"); err != nil || status != 429 {
+		t.Fatalf("second stream: %d, %v", status, err)
+	}
+	want := map[string]float64{
+		"knm_realtime_cluster_nodes cluster=a":                   1,
+		"knm_realtime_cluster_state cluster=a state=unreachable": 1,
+		"knm_realtime_cluster_state cluster=a state=live":        0,
+		"knm_realtime_changes_total cluster=a visible=true":      1,
+		"knm_realtime_changes_total cluster=a visible=false":     1,
+		"knm_realtime_views":                                     1,
+		"knm_stream_open":                                        1,
+		"knm_stream_refused_total":                               1,
+		"knm_stream_fresh_total":                                 1,
+		"knm_stream_resumed_total":                               0,
+		"knm_stream_cut_total":                                   0,
+	}
+	got := gather(t, reg)
+	for name, v := range want {
+		if g, ok := got[name]; !ok || g != v {
+			t.Errorf("%s: got %v (there: %t), want %v", name, g, ok, v)
+		}
+	}
+	if got["knm_stream_bytes_total"] == 0 || got["knm_stream_events_total"] == 0 {
+		t.Errorf("nothing counted as sent: %v", got)
+	}
+	if err := b.m.Remove("a"); err != nil {
+		t.Fatal(err)
+	}
+	for name := range gather(t, reg) {
+		if strings.Contains(name, "cluster=a") {
+			t.Errorf("%s is left of a removed cluster", name)
+		}
+		if strings.Contains(name, "node=") {
+			t.Errorf("%s has a label that is not bounded", name)
+		}
+	}
+	if len(clusterStates) != 8 || clusterStates[2] != fleet.ClusterLive {
+		t.Errorf("states: %v", clusterStates)
+	}
+}
+
+func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetName() + "=" + l.GetValue()
+			}
+			out[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return out
+}
