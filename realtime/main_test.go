@@ -31,6 +31,27 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(kubetest.Main(m)) }
 
 var quietLog = slog.New(slog.DiscardHandler)
 
+// alarm is a log that fails the test on errors: what a supervisor or a view survives is a mistake all the same.
+type alarm struct {
+	slog.Handler
+	t testing.TB
+}
+
+func newAlarm(t testing.TB) *slog.Logger { return slog.New(alarm{slog.DiscardHandler, t}) }
+
+func (alarm) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelError }
+func (a alarm) WithAttrs([]slog.Attr) slog.Handler         { return a }
+func (a alarm) WithGroup(string) slog.Handler              { return a }
+func (a alarm) Handle(_ context.Context, r slog.Record) error {
+	text := r.Message
+	r.Attrs(func(at slog.Attr) bool {
+		text += " " + at.String()
+		return true
+	})
+	a.t.Error(text)
+	return nil
+}
+
 // plain renders what a test can read back. Rows carry the revision, so that an old row is told from a new one.
 type plain struct{}
 
@@ -117,12 +138,15 @@ type bench struct {
 
 func newBench(t testing.TB, mc ManagerConfig, sc StreamerConfig, clusters ...string) *bench {
 	t.Helper()
-	mc.Logger, mc.Render = quietLog, plain{}
+	if mc.Logger == nil {
+		mc.Logger = newAlarm(t)
+	}
+	mc.Render = plain{}
 	b := &bench{t: t, m: NewManager(mc), bt: &batches{}}
 	for _, name := range clusters {
 		b.add(name)
 	}
-	sc.Manager, sc.Render, sc.Logger, sc.Batches = b.m, plain{}, quietLog, b.bt
+	sc.Manager, sc.Render, sc.Logger, sc.Batches = b.m, plain{}, mc.Logger, b.bt
 	b.s = NewStreamer(sc)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -602,7 +602,7 @@ func (broken) NodeRow(n *fleet.Node, lang string) []byte {
 
 func TestRow_PanicCostsOneRow(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, ManagerConfig{}, StreamerConfig{}, "a")
+	b := newBench(t, ManagerConfig{Logger: quietLog}, StreamerConfig{}, "a")
 	b.m.render.Renderer = broken{}
 	b.put("a", spec{name: "bad", rv: 1})
 	b.put("a", spec{name: "good", rv: 1})
