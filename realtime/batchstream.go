@@ -66,9 +66,12 @@ func (s *Streamer) BatchChanged(id string) {
 	s.batchMu.Lock()
 	b := s.batches[id]
 	s.batchMu.Unlock()
-	if b == nil {
-		return
+	if b != nil {
+		b.hint()
 	}
+}
+
+func (b *batchBoard) hint() {
 	select {
 	case b.kick <- struct{}{}:
 	default: // a reading is due already
@@ -87,6 +90,8 @@ func (s *Streamer) follow(ctx context.Context, id string) (*batchBoard, error) {
 		}
 		s.batches[id] = b
 		go s.readBatch(ctx, b)
+	} else {
+		b.hint() // the newcomer's page may be newer than what was read last
 	}
 	b.users++
 	s.batchMu.Unlock()
@@ -266,12 +271,14 @@ func (s *Streamer) pumpBatch(ctx context.Context, c *conn, b *batchBoard, open [
 			panel := partialEnd(append(partialStart(nil, "#batch-panel", "innerHTML"), oneLine(open)...))
 			frames, opened = append(frames, event(id(), "", panel)), true
 		}
-		// A batch that is older than the cursor is another one than the client saw: the store was restored.
+		over := batch.State == fleet.BatchDone
 		if batch.Version < cur {
-			cur = -1
+			if !over { // the page was newer than our last reading; the next one is under way
+				return frames, next, false
+			}
+			cur = -1 // the store was restored, and the client saw what is no more
 			batch, items, next = b.since(cur)
 		}
-		over := batch.State == fleet.BatchDone
 		if batch.Version == cur && started {
 			return frames, next, false
 		}

@@ -467,7 +467,7 @@ func (b *bench) stall(path, session string) net.Conn {
 
 func TestStream_StalledReaderDelaysNobody(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, ManagerConfig{}, StreamerConfig{WriteTimeout: 300 * time.Millisecond}, "a")
+	b := newBench(t, ManagerConfig{}, StreamerConfig{WriteTimeout: 2 * time.Second}, "a")
 	pad := strings.Repeat("x", 16<<10)
 	good := b.open("/nodes?json=1")
 	good.until("synced", func(e got) bool { return e.name == typeSynced })
@@ -476,7 +476,7 @@ func TestStream_StalledReaderDelaysNobody(t *testing.T) {
 	b.waitOpen(2)
 	var worst time.Duration
 	cut := false
-	for i := 1; i < 3000 && !cut; i++ {
+	for i := 1; i < 50000 && !cut; i++ {
 		began := time.Now()
 		b.put("a", spec{name: "n" + strconv.Itoa(i%50), rv: i, labels: map[string]string{"v": strconv.Itoa(i), "pad": pad}})
 		worst = max(worst, time.Since(began))
@@ -485,10 +485,10 @@ func TestStream_StalledReaderDelaysNobody(t *testing.T) {
 		cut = b.s.open() == 1
 	}
 	if !cut {
-		t.Error("the stalled stream is still open after 48 MB")
+		t.Error("the stalled stream is still open after 800 MB")
 	}
 	t.Logf("slowest change %s", worst)
-	if worst > 200*time.Millisecond {
+	if worst > time.Second { // far more than it ever is, and less than the stalled write takes
 		t.Errorf("a change took %s to store", worst)
 	}
 }
