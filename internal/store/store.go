@@ -70,7 +70,8 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening store: %w", err)
 	}
-	s := &Store{timeout: cfg.Timeout}
+	// Opening waits for other processes as long as its migrations do, however impatient the calls after it are.
+	s := &Store{timeout: max(cfg.Timeout, busyUpgrade)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -103,6 +104,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if s.id, err = s.installation(ctx); err != nil {
 		return nil, fmt.Errorf("opening store: %w", err)
 	}
+	s.timeout = cfg.Timeout
 	return s, nil
 }
 
