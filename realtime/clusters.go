@@ -1,0 +1,111 @@
+package realtime
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+)
+
+// Add begins to watch a cluster, at once if the manager runs. A name that is taken is ErrConflict.
+func (m *Manager) Add(c kube.Cluster) error {
+	if c.Name == "" {
+		return fleet.Invalid("name", "must not be empty")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		return fmt.Errorf("adding cluster %s: the manager has ended: %w", c.Name, fleet.ErrUnavailable)
+	}
+	if m.boards[c.Name] != nil {
+		return fmt.Errorf("cluster %s is here already: %w", c.Name, fleet.ErrConflict)
+	}
+	b := newBoard(c, &m.clock, m.cfg.Tombstones, m.poke)
+	s := newSupervisor(m, c, b)
+	boards := maps.Clone(m.boards)
+	boards[c.Name] = b
+	m.boards, m.runs[c.Name] = boards, s
+	m.topology++
+	if m.ctx != nil {
+		m.launch(s)
+	}
+	m.poke()
+	return nil
+}
+
+// Remove ends the watch of a cluster and forgets everything about it. It returns when nothing of it runs any more.
+func (m *Manager) Remove(name string) error {
+	s, err := m.detach(name)
+	if err != nil {
+		return err
+	}
+	m.poke()
+	if s.cancel != nil {
+		s.cancel()
+		<-s.done
+	}
+	s.cluster.Close()
+	m.metrics.forget(name)
+	return nil
+}
+
+func (m *Manager) detach(name string) (*supervisor, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.runs[name]
+	if s == nil {
+		return nil, fmt.Errorf("cluster %s: %w", name, fleet.ErrNotFound)
+	}
+	boards := maps.Clone(m.boards)
+	delete(boards, name)
+	delete(m.runs, name)
+	m.boards = boards
+	m.topology++
+	m.removed = m.clock.Add(1)
+	return s, nil
+}
+
+// Retry makes a cluster that waits for its next attempt try now.
+func (m *Manager) Retry(name string) error {
+	m.mu.RLock()
+	s := m.runs[name]
+	m.mu.RUnlock()
+	if s == nil {
+		return fmt.Errorf("cluster %s: %w", name, fleet.ErrNotFound)
+	}
+	select {
+	case s.now <- struct{}{}:
+	default: // asked already
+	}
+	return nil
+}
+
+// launch starts a supervisor. mu is held and ctx is set.
+func (m *Manager) launch(s *supervisor) {
+	ctx, cancel := context.WithCancel(m.ctx)
+	s.cancel = cancel
+	m.running.Go(func() {
+		defer close(s.done)
+		defer cancel()
+		s.run(ctx)
+	})
+}
+
+// Client is the client for operations on a cluster; ErrNotFound for an unknown one, ErrUnavailable for one whose
+// kubeconfig yields none.
+func (m *Manager) Client(cluster string) (kubernetes.Interface, error) {
+	m.mu.RLock()
+	s := m.runs[cluster]
+	m.mu.RUnlock()
+	switch {
+	case s == nil:
+		return nil, fmt.Errorf("cluster %s: %w", cluster, fleet.ErrNotFound)
+	case s.cluster.Ops == nil:
+		return nil, fmt.Errorf("cluster %s: %w: %w", cluster, fleet.ErrUnavailable, s.cluster.Fault)
+	}
+	return s.cluster.Ops, nil
+}
