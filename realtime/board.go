@@ -2,7 +2,6 @@ package realtime
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -62,28 +61,19 @@ type board struct {
 	status    fleet.Cluster
 	statusRev uint64 // last visible change of status, not of its counters
 	countsRev uint64 // last change of the counters
-	facets    [facetCount]map[string]int
+	index     index
+	touched   touched // since the feeder looked
 
+	dirty       atomic.Bool  // touched is not empty
 	lastEvent   atomic.Int64 // unix nanoseconds
 	lastLive    atomic.Int64 // unix nanoseconds of the last complete list
 	significant atomic.Uint64
 	quiet       atomic.Uint64 // updates that nobody would notice
 }
 
-const (
-	facetZone = iota
-	facetRole
-	facetType
-	facetVersion
-	facetCount
-)
-
 func newBoard(c kube.Cluster, clock *atomic.Uint64, maxTombs int, notify func()) *board {
-	b := &board{cluster: c.Name, clock: clock, maxTombs: maxTombs, notify: notify, slots: map[string]*slot{}}
+	b := &board{cluster: c.Name, clock: clock, maxTombs: maxTombs, notify: notify, slots: map[string]*slot{}, index: index{}}
 	b.head.prev, b.head.next = &b.head, &b.head
-	for i := range b.facets {
-		b.facets[i] = map[string]int{}
-	}
 	b.status = fleet.Cluster{Name: c.Name, Server: c.Server, State: fleet.ClusterConnecting, Since: time.Now()}
 	b.statusRev = clock.Add(1) // nobody else knows the board yet
 	b.countsRev = b.statusRev
@@ -269,7 +259,7 @@ func (b *board) put(node *fleet.Node, full kube.Packed) bool {
 			}
 		}
 		before := b.tally()
-		b.account(s.ver.node, -1)
+		b.account(s, -1)
 		b.move(s, rev, &version{node: node, added: s.ver.added, fields: fields}, full)
 		if b.tally() != before {
 			b.countsRev = rev
@@ -285,7 +275,7 @@ func (b *board) put(node *fleet.Node, full kube.Packed) bool {
 	case s.ver == nil:
 		b.dead--
 	default:
-		b.account(s.ver.node, -1)
+		b.account(s, -1)
 	}
 	s.ahead = 0
 	b.move(s, rev, &version{node: node, added: rev}, full)
@@ -299,8 +289,8 @@ func (b *board) move(s *slot, rev uint64, v *version, full kube.Packed) {
 	v.kubelet = kubeletOrder(v.node.Info.KubeletVersion)
 	v.cells = &cells{}
 	v.slot = s
-	b.account(v.node, 1)
 	s.ver, s.full = v, full
+	b.account(s, 1)
 	s.newest.Store(v.node)
 	b.append(s, rev)
 }
@@ -316,7 +306,7 @@ func (b *board) append(s *slot, rev uint64) {
 
 // drop makes a slot a tombstone and forgets the oldest ones beyond the limit. mu is held.
 func (b *board) drop(s *slot) {
-	b.account(s.ver.node, -1)
+	b.account(s, -1)
 	s.ver, s.full, s.ahead = nil, nil, 0
 	s.newest.Store(nil)
 	b.append(s, b.clock.Add(1))
@@ -341,8 +331,9 @@ func (b *board) drop(s *slot) {
 	}
 }
 
-// account keeps counters and facets. mu is held.
-func (b *board) account(n *fleet.Node, by int) {
+// account keeps counters and index, and notes what is touched. mu is held.
+func (b *board) account(s *slot, by int) {
+	n := s.ver.node
 	b.status.Nodes += by
 	if n.Status == fleet.StatusReady {
 		b.status.Ready += by
@@ -352,20 +343,13 @@ func (b *board) account(n *fleet.Node, by int) {
 	if !n.Schedulable {
 		b.status.Cordoned += by
 	}
-	add := func(facet int, value string) {
-		if value == "" {
-			return
-		}
-		if b.facets[facet][value] += by; b.facets[facet][value] == 0 {
-			delete(b.facets[facet], value)
-		}
+	if by > 0 {
+		b.index.add(s, n)
+	} else {
+		b.index.remove(s, n)
 	}
-	add(facetZone, n.Zone())
-	add(facetType, n.InstanceType())
-	add(facetVersion, n.Info.KubeletVersion)
-	for _, r := range n.Roles {
-		add(facetRole, r)
-	}
+	b.touched.node(n)
+	b.dirty.Store(true)
 }
 
 // since returns what changed after a revision, in order. Complete is false when deletions in that span were forgotten:
@@ -376,6 +360,37 @@ func (b *board) since(rev uint64) (log []change, complete bool) {
 	}
 	slices.Reverse(log)
 	return log, rev >= b.purged
+}
+
+// having returns the nodes that have any of the traits, in no order; ok is false when looking at the whole log is about
+// as cheap. mu is held.
+func (b *board) having(any []trait) (nodes []change, ok bool) {
+	n := b.index.size(any)
+	if len(any) == 1 && any[0].facet == facetName {
+		n = 1
+	}
+	if len(any) == 0 || 2*n > len(b.slots) {
+		return nil, false
+	}
+	add := func(s *slot) {
+		nodes = append(nodes, change{fleet.NodeRef{Cluster: b.cluster, Name: s.name}, s.rev, s.ver})
+	}
+	if any[0].facet == facetName {
+		if s := b.slots[any[0].value]; s != nil {
+			add(s)
+		}
+		return nodes, true
+	}
+	seen := make(map[*slot]struct{}, n)
+	for _, t := range any {
+		for s := range b.index[t] {
+			if _, twice := seen[s]; !twice {
+				seen[s] = struct{}{}
+				add(s)
+			}
+		}
+	}
+	return nodes, true
 }
 
 // has tells whether a node is here. mu is held.
@@ -438,6 +453,8 @@ func (b *board) setStatus(change func(*fleet.Cluster)) {
 			return false
 		}
 		b.statusRev = b.clock.Add(1)
+		b.touched.all = true
+		b.dirty.Store(true)
 		return true
 	}()
 	if visible {
@@ -445,13 +462,13 @@ func (b *board) setStatus(change func(*fleet.Cluster)) {
 	}
 }
 
-// values adds the board's facets to the sets.
-func (b *board) values(sets *[facetCount]map[string]struct{}) {
+// values adds the values that occur to the sets.
+func (b *board) values(sets map[facet]map[string]struct{}) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	for i, m := range b.facets {
-		for v := range maps.Keys(m) {
-			sets[i][v] = struct{}{}
+	for t := range b.index {
+		if set := sets[t.facet]; set != nil && t.value != "" {
+			set[t.value] = struct{}{}
 		}
 	}
 }

@@ -286,10 +286,8 @@ func TestBoard_RemembersAFewDeletionsOnly(t *testing.T) {
 	if _, complete := b.since(b.purged - 1); complete {
 		t.Error("before the horizon counts as complete")
 	}
-	for i := range b.facets {
-		if len(b.facets[i]) != 0 {
-			t.Errorf("facet %d keeps %v", i, b.facets[i])
-		}
+	if len(b.index) != 0 {
+		t.Errorf("the index keeps %v", b.index)
 	}
 }
 

@@ -37,9 +37,11 @@ type Manager struct {
 	ended    bool
 	running  sync.WaitGroup // supervisors
 
-	viewsMu sync.Mutex // guards views and their users
-	views   map[string]*view
-	uses    uint64
+	viewsMu  sync.Mutex // guards views, their users and routes
+	views    map[string]*view
+	routes   routes // to the views that somebody watches
+	uses     uint64
+	followed uint64 // topology that every watched view has seen; only the feeder touches it
 
 	fleet fleetView
 }
@@ -63,7 +65,7 @@ func NewManager(cfg ManagerConfig) *Manager {
 		cfg: cfg, render: &renderer{Renderer: cfg.Render, log: cfg.Logger},
 		wake: make(chan struct{}, 1), syncs: make(chan struct{}, maxFirstLists),
 		boards: map[string]*board{}, runs: map[string]*supervisor{}, topology: 1,
-		views: map[string]*view{},
+		views: map[string]*view{}, routes: routes{},
 	}
 	m.fleet.sig = make(chan struct{})
 	m.metrics = newMetrics(cfg.Metrics, m)
@@ -127,7 +129,7 @@ func (m *Manager) feed(ctx context.Context) {
 		}
 		began := time.Now()
 		m.fleet.sync(m)
-		for _, v := range m.watched() {
+		for v := range m.concerned() {
 			m.follow(v)
 		}
 		cost := time.Since(began)
@@ -157,16 +159,37 @@ func (m *Manager) follow(v *view) {
 
 func stack() string { return string(debug.Stack()) }
 
-func (m *Manager) watched() []*view {
-	m.viewsMu.Lock()
-	defer m.viewsMu.Unlock()
-	views := make([]*view, 0, len(m.views))
-	for _, v := range m.views {
-		if v.users > 0 {
-			views = append(views, v)
+// concerned are the watched views that what changed since the last call may concern: all of them if a cluster came or
+// went, and otherwise those whose route was touched. What does not know a view does not cost it a look.
+func (m *Manager) concerned() map[*view]struct{} {
+	boards, topology := m.shape()
+	hit := map[*view]struct{}{}
+	if topology != m.followed {
+		m.followed = topology
+		for _, b := range boards {
+			b.take()
+		}
+		m.viewsMu.Lock()
+		defer m.viewsMu.Unlock()
+		for _, views := range m.routes {
+			maps.Copy(hit, views)
+		}
+		return hit
+	}
+	for name, b := range boards {
+		if t, ok := b.take(); ok {
+			m.viewsMu.Lock()
+			m.routes.collect(name, t, hit)
+			m.viewsMu.Unlock()
 		}
 	}
-	return views
+	return hit
+}
+
+func (m *Manager) shape() (boards map[string]*board, topology uint64) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.boards, m.topology
 }
 
 // acquire returns the view of a query, which stays until release.
@@ -179,7 +202,9 @@ func (m *Manager) acquire(q *Query) *view {
 		v = newView(m, q)
 		m.views[key] = v
 	}
-	v.users++
+	if v.users++; v.users == 1 {
+		m.routes.add(v)
+	}
 	return v
 }
 
@@ -194,6 +219,7 @@ func (m *Manager) release(v *view) {
 	if v.users > 0 {
 		return
 	}
+	m.routes.remove(v)
 	idle := 0
 	var oldest *view
 	for _, o := range m.views {
@@ -261,13 +287,10 @@ func (m *Manager) Window(q *Query, lang string) Window {
 		w.Nodes = append(w.Nodes, ver.newest())
 		w.Rows = append(w.Rows, m.render.row(ver, lang))
 	}
-	var sets [facetCount]map[string]struct{}
-	for i := range sets {
-		sets[i] = map[string]struct{}{}
-	}
+	sets := map[facet]map[string]struct{}{facetZone: {}, facetRole: {}, facetType: {}, facetVersion: {}}
 	for name, b := range m.all() {
 		if q.Cluster == "" || q.Cluster == name {
-			b.values(&sets)
+			b.values(sets)
 		}
 	}
 	w.Facets = Facets{

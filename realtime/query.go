@@ -51,6 +51,7 @@ type term struct {
 	canon string
 	not   bool
 	match func(*fleet.Node) bool
+	any   []trait // every node that matches has one of these; nil if that cannot be said
 }
 
 // ParseQuery reads the query of a node list from the values of a URL or a form. A cluster given by the path wins over
@@ -302,6 +303,9 @@ func compile(t token) (term, error) {
 			return term{}, err
 		}
 		matches, canon = append(matches, m), append(canon, quote(c))
+		if t, ok := traitOf(t.key, c); ok {
+			out.any = append(out.any, t)
+		}
 	}
 	slices.Sort(canon)
 	out.canon = t.key + ":" + strings.Join(slices.Compact(canon), ",")
@@ -317,6 +321,23 @@ func compile(t token) (term, error) {
 		}
 	}
 	return out, nil
+}
+
+// traitOf is the property that a value in canonical form asks for, if it is one of the index.
+func traitOf(key, canon string) (trait, bool) {
+	switch key {
+	case "zone":
+		return trait{facetZone, canon}, true
+	case "role":
+		return trait{facetRole, canon}, true
+	case "type":
+		return trait{facetType, canon}, true
+	case "status":
+		return trait{facetStatus, canon}, true
+	case "cordoned":
+		return trait{facetCordoned, canon}, true
+	}
+	return trait{}, false
 }
 
 // compileValue returns the predicate of one value and the value's canonical form.

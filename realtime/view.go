@@ -138,10 +138,18 @@ func (v *view) changes(at moment) []change {
 			log = append(log, v.missing(name, nil)...)
 		}
 	}
+	telling := v.q.telling()
 	for name, b := range at.boards {
 		since := v.rev
 		if v.boards[name] != b {
 			since = 0
+			if part, ok := b.having(telling); ok {
+				log = append(log, part...)
+				if v.topology == 0 {
+					v.purged = at.rev // what left the view before there was one is not known
+				}
+				continue
+			}
 		}
 		part, complete := b.since(since)
 		if !complete {

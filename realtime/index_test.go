@@ -1,0 +1,142 @@
+package realtime
+
+import (
+	"cmp"
+	"fmt"
+	"net/url"
+	"slices"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+)
+
+// TestRoutes_AChangeFindsWhoMaySeeIt: a view is looked at for a node that it shows, showed or may show now, and for no
+// other.
+func TestRoutes_AChangeFindsWhoMaySeeIt(t *testing.T) {
+	t.Parallel()
+	b := &bench{t: t, m: NewManager(ManagerConfig{Logger: newAlarm(t), Render: plain{}})} // not running: the test is the feeder
+	b.add("a")
+	b.add("b")
+	zone := func(z string) map[string]string { return map[string]string{"topology.kubernetes.io/zone": z} }
+	b.put("a", spec{name: "n", rv: 1, labels: zone("z1")})
+	b.put("b", spec{name: "n", rv: 1, labels: zone("z1")})
+
+	names := map[*view]string{}
+	for _, text := range []string{
+		"", "zone:z1", "zone:z2", "zone:z3,z2", "cordoned:true", "cordoned:no status:ready", "-zone:z1", "label:x=y",
+		"some words", "role:\"\"", "type:big zone:z9",
+	} {
+		for _, cluster := range []string{"", "a", "b"} {
+			q, err := ParseQuery(cluster, url.Values{"q": {text}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			v := b.m.acquire(q)
+			defer b.m.release(v)
+			names[v] = cmp.Or(cluster, "*") + " " + text
+		}
+	}
+	for _, cluster := range []string{"a", "b"} {
+		q := nodeQuery(fleet.NodeRef{Cluster: cluster, Name: "n"})
+		v := b.m.acquire(q)
+		defer b.m.release(v)
+		names[v] = cluster + " node n"
+	}
+	concerned := func() (got []string) {
+		for v := range b.m.concerned() {
+			got = append(got, names[v])
+		}
+		slices.Sort(got)
+		return got
+	}
+	of := func(clusters []string, texts ...string) (want []string) {
+		for _, c := range clusters {
+			for _, text := range texts {
+				want = append(want, c+" "+text)
+			}
+		}
+		slices.Sort(want)
+		return want
+	}
+	either := []string{"*", "a"}
+	always := []string{"", "-zone:z1", "label:x=y", "some words"} // these say nothing that an index knows
+
+	if got := concerned(); len(got) != len(names) {
+		t.Errorf("at first: %d views, want all %d", len(got), len(names))
+	}
+	if got := concerned(); len(got) != 0 {
+		t.Errorf("nothing happened: %v", got)
+	}
+	b.put("a", spec{name: "n", rv: 2, labels: zone("z2")})
+	want := append(of(either, append(always, "zone:z1", "zone:z2", "zone:z3,z2", "cordoned:no status:ready", `role:""`)...), "a node n")
+	slices.Sort(want)
+	if diff := gocmp.Diff(want, concerned()); diff != "" {
+		t.Errorf("moved to another zone (-want +got):\n%s", diff)
+	}
+	b.put("a", spec{name: "m", rv: 3, labels: zone("z1"), cordoned: true})
+	want = of(either, append(always, "zone:z1", "cordoned:true", "cordoned:no status:ready", `role:""`)...)
+	if diff := gocmp.Diff(want, concerned()); diff != "" {
+		t.Errorf("new and cordoned (-want +got):\n%s", diff)
+	}
+	b.put("a", spec{name: "m", rv: 4, labels: zone("z1"), cordoned: true}) // a heartbeat
+	if got := concerned(); len(got) != 0 {
+		t.Errorf("a heartbeat: %v", got)
+	}
+	for i := range 600 {
+		b.put("a", spec{name: fmt.Sprint("x", i), rv: 5, labels: zone(fmt.Sprint("zz", i))})
+	}
+	if got := len(concerned()); got != 2*11+1 { // of * and a each, and the page of a's node
+		t.Errorf("very many changes: %d views, want all of the cluster", got)
+	}
+	if err := b.m.Remove("b"); err != nil {
+		t.Fatal(err)
+	}
+	if got := concerned(); len(got) != len(names) {
+		t.Errorf("a cluster went: %d views, want all %d", len(got), len(names))
+	}
+}
+
+// TestView_ColdFromTheIndex: what the index finds is what a look at everything finds.
+func TestView_ColdFromTheIndex(t *testing.T) {
+	t.Parallel()
+	b := &bench{t: t, m: NewManager(ManagerConfig{Logger: newAlarm(t), Render: plain{}})}
+	b.add("a")
+	for i := range 60 {
+		b.put("a", spec{
+			name: fmt.Sprintf("n%02d", i), rv: 1, cordoned: i%10 == 0,
+			labels: map[string]string{"topology.kubernetes.io/zone": fmt.Sprintf("z%d", i%6)},
+		})
+	}
+	for i := range 5 {
+		b.m.board("a").remove(fmt.Sprintf("n%02d", 6*i), "", "")
+	}
+	narrow := 0
+	for _, text := range []string{"zone:z1", "zone:z0,z0", "zone:z0,z5 cordoned:true", "cordoned:true", "zone:none", "status:Ready"} {
+		q, err := ParseQuery("", url.Values{"q": {text}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := b.m.board("a").having(q.telling()); ok {
+			narrow++
+		}
+		var want []string
+		for n := range b.m.board("a").slots {
+			if node, _ := b.m.board("a").node(n); node != nil && q.Match(node) {
+				want = append(want, n)
+			}
+		}
+		slices.Sort(want)
+		var got []string
+		for _, r := range b.m.Matching(q, 100) {
+			got = append(got, r.Name)
+		}
+		if diff := gocmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", text, diff)
+		}
+	}
+	if narrow != 5 {
+		t.Errorf("the index served %d of the queries, want all but status:Ready", narrow)
+	}
+}
