@@ -52,7 +52,7 @@ type batchBoard struct {
 
 type itemSeen struct {
 	fleet.Item
-	cells *cells
+	cells *itemRows
 }
 
 // Least distance of two readings of one batch, and the deadline of one.
@@ -201,7 +201,7 @@ func (s *Streamer) readOnce(ctx context.Context, b *batchBoard) error {
 		b.items = make([]itemSeen, 0, len(items))
 	}
 	for _, item := range items {
-		seen := itemSeen{item, &cells{}}
+		seen := itemSeen{item, &itemRows{}}
 		i, ok := slices.BinarySearchFunc(b.items, item.Seq, func(have itemSeen, seq int) int { return have.Seq - seq })
 		if ok {
 			b.items[i] = seen
@@ -310,6 +310,12 @@ func (s *Streamer) batchRows(batch fleet.Batch, items []itemSeen, before, lang s
 		frames = append(frames, s.batchEvent("done", batch, nil))
 	}
 	return frames
+}
+
+// itemRows are the renderings of one state of an item, by language.
+type itemRows struct {
+	mu   sync.Mutex // guards rows
+	rows map[string][]byte
 }
 
 func (s *Streamer) batchRow(i itemSeen, lang string) []byte {

@@ -28,6 +28,8 @@ type slot struct {
 	// is the list that was running then.
 	ahead   uint64
 	attempt uint64
+	wrote   time.Time // when the answer of ahead came
+	size    int64     // about what it costs in memory
 }
 
 // tomb remembers the order of deletions; it is stale if the slot has moved on.
@@ -49,7 +51,8 @@ type board struct {
 	cluster  string
 	clock    *atomic.Uint64 // of the whole process; advanced only under mu
 	maxTombs int
-	notify   func() // called after every visible change, outside of mu; never blocks
+	notify   func()              // called after every visible change, outside of mu; never blocks
+	lag      func(time.Duration) // told how far the watch was behind an own write
 
 	mu        sync.RWMutex // guards everything below, and the slots but for newest
 	slots     map[string]*slot
@@ -64,6 +67,9 @@ type board struct {
 	index     index
 	touched   touched // since the feeder looked
 
+	cache       *rowCache    // of the process; nil in tests of a board alone
+	bytes       atomic.Int64 // about what the nodes cost in memory, without rendered rows
+	looked      atomic.Int64 // unix nanoseconds of the last look at this cluster by itself
 	dirty       atomic.Bool  // touched is not empty
 	lastEvent   atomic.Int64 // unix nanoseconds
 	lastLive    atomic.Int64 // unix nanoseconds of the last complete list
@@ -72,7 +78,7 @@ type board struct {
 }
 
 func newBoard(c kube.Cluster, clock *atomic.Uint64, maxTombs int, notify func()) *board {
-	b := &board{cluster: c.Name, clock: clock, maxTombs: maxTombs, notify: notify, slots: map[string]*slot{}, index: index{}}
+	b := &board{cluster: c.Name, clock: clock, maxTombs: maxTombs, notify: notify, lag: func(time.Duration) {}, slots: map[string]*slot{}, index: index{}}
 	b.head.prev, b.head.next = &b.head, &b.head
 	b.status = fleet.Cluster{Name: c.Name, Server: c.Server, State: fleet.ClusterConnecting, Since: time.Now()}
 	b.statusRev = clock.Add(1) // nobody else knows the board yet
@@ -103,6 +109,7 @@ func (b *board) apply(n *corev1.Node) error {
 				return false // the answer to our own write was newer
 			}
 			s.ahead = 0
+			b.lag(time.Since(s.wrote))
 		}
 		return b.put(node, full)
 	}()
@@ -192,12 +199,15 @@ func (b *board) observe(n *corev1.Node) (taken bool, err error) {
 		if s == nil || s.ver == nil || s.ver.node.UID != node.UID || rv == 0 {
 			return false
 		}
-		if rv <= numeric(s.newest.Load().ResourceVersion) {
+		if have := numeric(s.newest.Load().ResourceVersion); rv <= have {
+			if rv == have {
+				b.lag(0) // the watch was faster than the answer
+			}
 			return false
 		}
 		taken = true
 		visible := b.put(node, full)
-		s.ahead, s.attempt = rv, b.attempt
+		s.ahead, s.attempt, s.wrote = rv, b.attempt, time.Now()
 		return visible
 	}()
 	if taken {
@@ -249,6 +259,7 @@ func (b *board) put(node *fleet.Node, full kube.Packed) bool {
 			node.Revision = s.rev
 			s.full = full
 			s.newest.Store(node)
+			b.weigh(s, node)
 			return false
 		}
 		rev := b.clock.Add(1)
@@ -289,8 +300,12 @@ func (b *board) move(s *slot, rev uint64, v *version, full kube.Packed) {
 	v.kubelet = kubeletOrder(v.node.Info.KubeletVersion)
 	v.cells = &cells{}
 	v.slot = s
+	if s.ver != nil {
+		s.ver.cells.drop(b.cache)
+	}
 	s.ver, s.full = v, full
 	b.account(s, 1)
+	b.weigh(s, v.node)
 	s.newest.Store(v.node)
 	b.append(s, rev)
 }
@@ -307,7 +322,10 @@ func (b *board) append(s *slot, rev uint64) {
 // drop makes a slot a tombstone and forgets the oldest ones beyond the limit. mu is held.
 func (b *board) drop(s *slot) {
 	b.account(s, -1)
+	s.ver.cells.drop(b.cache)
 	s.ver, s.full, s.ahead = nil, nil, 0
+	b.bytes.Add(-s.size)
+	s.size = 0
 	s.newest.Store(nil)
 	b.append(s, b.clock.Add(1))
 	b.countsRev = s.rev
@@ -329,6 +347,13 @@ func (b *board) drop(s *slot) {
 	if len(b.tombs) > 2*b.maxTombs+16 {
 		b.tombs = slices.DeleteFunc(b.tombs, func(t tomb) bool { return t.slot.rev != t.rev || t.slot.ver != nil })
 	}
+}
+
+// weigh keeps count of the memory. mu is held.
+func (b *board) weigh(s *slot, n *fleet.Node) {
+	size := weigh(n, s.full)
+	b.bytes.Add(size - s.size)
+	s.size = size
 }
 
 // account keeps counters and index, and notes what is touched. mu is held.

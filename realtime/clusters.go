@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"time"
 
 	"k8s.io/client-go/kubernetes"
 
@@ -25,6 +26,8 @@ func (m *Manager) Add(c kube.Cluster) error {
 		return fmt.Errorf("cluster %s is here already: %w", c.Name, fleet.ErrConflict)
 	}
 	b := newBoard(c, &m.clock, m.cfg.Tombstones, m.poke)
+	b.cache = m.render.cache
+	b.lag = func(d time.Duration) { m.metrics.lag.WithLabelValues(c.Name).Observe(d.Seconds()) }
 	s := newSupervisor(m, c, b)
 	boards := maps.Clone(m.boards)
 	boards[c.Name] = b

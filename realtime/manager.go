@@ -57,12 +57,14 @@ func NewManager(cfg ManagerConfig) *Manager {
 	cfg.BackoffMax = or(cfg.BackoffMax, 30*time.Second)
 	cfg.Tombstones = or(cfg.Tombstones, 1024)
 	cfg.IdleViews = or(cfg.IdleViews, 64)
+	cfg.CacheBytes = or(cfg.CacheBytes, 256<<20)
+	cfg.SleepAfter = or(cfg.SleepAfter, time.Minute)
 	if cfg.Epoch == "" {
 		cfg.Epoch = strings.ToLower(rand.Text()[:10])
 	}
 	cfg.Logger = cfg.Logger.With("component", "realtime")
 	m := &Manager{
-		cfg: cfg, render: &renderer{Renderer: cfg.Render, log: cfg.Logger},
+		cfg: cfg, render: &renderer{Renderer: cfg.Render, log: cfg.Logger, cache: newRowCache(cfg.CacheBytes)},
 		wake: make(chan struct{}, 1), syncs: make(chan struct{}, maxFirstLists),
 		boards: map[string]*board{}, runs: map[string]*supervisor{}, topology: 1,
 		views: map[string]*view{}, routes: routes{},
@@ -119,13 +121,15 @@ func (m *Manager) poke() {
 // Passes begin at once, and keep a distance of three times their own cost, so that a flood of changes becomes fewer
 // and larger steps instead of a busy processor.
 func (m *Manager) feed(ctx context.Context) {
-	rest := time.NewTimer(0)
+	rest, later := time.NewTimer(0), time.NewTimer(0)
 	defer rest.Stop()
+	defer later.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-m.wake:
+		case <-later.C:
 		}
 		began := time.Now()
 		m.fleet.sync(m)
@@ -134,6 +138,9 @@ func (m *Manager) feed(ctx context.Context) {
 		}
 		cost := time.Since(began)
 		m.metrics.pass.Observe(cost.Seconds())
+		if d := m.economise(); d > 0 {
+			later.Reset(d)
+		}
 		rest.Reset(min(3*cost, maxRest))
 		select {
 		case <-ctx.Done():
@@ -194,6 +201,9 @@ func (m *Manager) shape() (boards map[string]*board, topology uint64) {
 
 // acquire returns the view of a query, which stays until release.
 func (m *Manager) acquire(q *Query) *view {
+	if q.Cluster != "" {
+		m.look(q.Cluster)
+	}
 	m.viewsMu.Lock()
 	defer m.viewsMu.Unlock()
 	key := q.viewKey()
@@ -341,8 +351,12 @@ func (m *Manager) find(ref fleet.NodeRef) (*board, *fleet.Node, *version, error)
 	if b == nil {
 		return nil, nil, nil, fmt.Errorf("cluster %s: %w", ref.Cluster, fleet.ErrNotFound)
 	}
+	m.look(ref.Cluster)
 	n, ver := b.node(ref.Name)
 	if n == nil {
+		if err := dozing(b); err != nil {
+			return nil, nil, nil, err
+		}
 		return nil, nil, nil, fmt.Errorf("node %s: %w", ref, fleet.ErrNotFound)
 	}
 	return b, n, ver, nil

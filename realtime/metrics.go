@@ -1,6 +1,8 @@
 package realtime
 
 import (
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -13,12 +15,14 @@ type metrics struct {
 	events     *prometheus.CounterVec
 	relists    *prometheus.CounterVec
 	reconnects *prometheus.CounterVec
+	lag        *prometheus.HistogramVec
 }
 
 func (m *metrics) forget(cluster string) {
 	m.events.DeleteLabelValues(cluster)
 	m.relists.DeleteLabelValues(cluster)
 	m.reconnects.DeleteLabelValues(cluster)
+	m.lag.DeleteLabelValues(cluster)
 }
 
 func newMetrics(reg prometheus.Registerer, mgr *Manager) *metrics {
@@ -38,7 +42,30 @@ func newMetrics(reg prometheus.Registerer, mgr *Manager) *metrics {
 		reconnects: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "knm_realtime_attempts_ended_total", Help: "Connections to a cluster that ended, whatever the cause.",
 		}, byCluster),
+		lag: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "knm_realtime_watch_lag_seconds",
+			Help:    "From the API server's answer to an own write until the watch brought it or something newer.",
+			Buckets: prometheus.ExponentialBuckets(1e-3, 4, 8),
+		}, byCluster),
 	}
+	rows := mgr.render.cache
+	counter := func(name, help string, v *atomic.Uint64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(v.Load()) })
+	}
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+	}
+	register(reg, m.lag,
+		counter("knm_cache_hits_total", "Rows and JSON served as rendered before.", &rows.hits),
+		counter("knm_cache_misses_total", "Rows and JSON that had to be rendered.", &rows.misses),
+		counter("knm_cache_evictions_total", "Rendered rows and JSON dropped to keep the cache within its limit.", &rows.evicted),
+		gauge("knm_cache_rows_bytes", "Rendered rows and JSON held.", func() float64 { return float64(rows.size()) }),
+		gauge("knm_cache_rows_limit_bytes", "What the nodes leave of the cache's limit to rendered rows.",
+			func() float64 { return float64(rows.limit.Load()) }),
+		gauge("knm_cache_nodes_bytes", "Nodes held, about.", func() float64 { return float64(held(mgr.all())) }),
+		gauge("knm_cache_limit_bytes", "Beyond this for nodes and rows together, clusters that nobody looks at are put to sleep.",
+			func() float64 { return float64(mgr.cfg.CacheBytes) }),
+	)
 	register(reg, m.pass, m.events, m.relists, m.reconnects, &clusterCollector{mgr}, prometheus.NewCounterFunc(
 		prometheus.CounterOpts{Name: "knm_realtime_rows_rendered_total", Help: "Node rows rendered."},
 		func() float64 { return float64(mgr.render.made.Load()) },
@@ -76,7 +103,8 @@ var (
 
 var clusterStates = []fleet.ClusterState{
 	fleet.ClusterConnecting, fleet.ClusterSyncing, fleet.ClusterLive, fleet.ClusterStale, fleet.ClusterUnreachable,
-	fleet.ClusterUnauthorized, fleet.ClusterForbidden, fleet.ClusterStopped,
+	fleet.ClusterUnauthorized, fleet.ClusterForbidden, fleet.ClusterAsleep,
+	fleet.ClusterStopped,
 }
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {

@@ -27,6 +27,9 @@ func TestMetrics_SayWhatHappens(t *testing.T) {
 		"knm_realtime_changes_total cluster=a visible=true":      1,
 		"knm_realtime_changes_total cluster=a visible=false":     1,
 		"knm_realtime_views":                                     1,
+		"knm_cache_misses_total":                                 1,
+		"knm_cache_hits_total":                                   0,
+		"knm_cache_limit_bytes":                                  256 << 20,
 		"knm_stream_open":                                        1,
 		"knm_stream_refused_total":                               1,
 		"knm_stream_fresh_total":                                 1,
@@ -38,6 +41,9 @@ func TestMetrics_SayWhatHappens(t *testing.T) {
 		if g, ok := got[name]; !ok || g != v {
 			t.Errorf("%s: got %v (there: %t), want %v", name, g, ok, v)
 		}
+	}
+	if got["knm_cache_rows_bytes"] < 500 || got["knm_cache_nodes_bytes"] < 1000 {
+		t.Errorf("cache: %v bytes of rows, %v of nodes", got["knm_cache_rows_bytes"], got["knm_cache_nodes_bytes"])
 	}
 	if got["knm_stream_bytes_total"] == 0 || got["knm_stream_events_total"] == 0 {
 		t.Errorf("nothing counted as sent: %v", got)
@@ -53,7 +59,7 @@ func TestMetrics_SayWhatHappens(t *testing.T) {
 			t.Errorf("%s has a label that is not bounded", name)
 		}
 	}
-	if len(clusterStates) != 8 || clusterStates[2] != fleet.ClusterLive {
+	if len(clusterStates) != 9 || clusterStates[2] != fleet.ClusterLive {
 		t.Errorf("states: %v", clusterStates)
 	}
 }

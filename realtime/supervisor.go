@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,6 +52,8 @@ type supervisor struct {
 	now     chan struct{} // try at once; capacity 1
 	done    chan struct{} // closed when run has returned
 	cancel  context.CancelFunc
+	lull    atomic.Pointer[context.CancelCauseFunc] // puts the cluster to sleep; nil between attempts
+	lulled  atomic.Int64                            // unix nanoseconds of the decision to
 
 	// Only the goroutine of run touches these, and what it calls.
 	sink      *sink
@@ -78,9 +81,16 @@ func (s *supervisor) run(ctx context.Context) {
 	var failures int
 	for {
 		began := time.Now()
-		err := s.attempt(ctx)
+		err := s.awake(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errAsleep) {
+			if !s.sleep(ctx) {
+				return
+			}
+			failures = 0
+			continue
 		}
 		if _, ok := errors.AsType[*deadError](err); ok {
 			s.cluster.Close()

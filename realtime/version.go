@@ -6,7 +6,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -42,49 +41,32 @@ func (v *version) changedSince(rev uint64) changes {
 	return c
 }
 
-// cells hold the bytes of one (node, revision). Newer objects of the same revision share them: they look the same.
-type cells struct {
-	mu   sync.Mutex // guards rows, json
-	rows map[string][]byte
-	json []byte
-}
-
-// renderer guards the renderer and counts its bytes.
+// renderer guards the renderer and remembers what it rendered.
 type renderer struct {
 	Renderer
-	log  *slog.Logger
-	made atomic.Uint64 // rows rendered
+	log   *slog.Logger
+	cache *rowCache
+	made  atomic.Uint64 // rows rendered
 }
 
 // row is the node's <tr> in a language, rendered on first use.
 func (r *renderer) row(v *version, lang string) []byte {
-	v.cells.mu.Lock()
-	defer v.cells.mu.Unlock()
-	if b, ok := v.cells.rows[lang]; ok {
-		return b
-	}
-	b := oneLine(r.safely("node row", func() []byte { return r.NodeRow(v.node, lang) }))
-	if v.cells.rows == nil {
-		v.cells.rows = make(map[string][]byte, 1)
-	}
-	v.cells.rows[lang] = b
-	r.made.Add(1)
-	return b
+	return v.cells.get(r.cache, lang, func() []byte {
+		r.made.Add(1)
+		return oneLine(r.safely("node row", func() []byte { return r.NodeRow(v.node, lang) }))
+	})
 }
 
 // json is the node's JSON, encoded on first use.
 func (r *renderer) json(v *version) []byte {
-	v.cells.mu.Lock()
-	defer v.cells.mu.Unlock()
-	if v.cells.json == nil {
+	return v.cells.get(r.cache, jsonCell, func() []byte {
 		b, err := fleet.NodeJSON(v.node)
 		if err != nil {
 			r.log.Error("node not encodable", "cluster", v.node.Ref.Cluster, "node", v.node.Ref.Name, "err", err)
 			b = []byte("null")
 		}
-		v.cells.json = oneLine(b)
-	}
-	return v.cells.json
+		return oneLine(b)
+	})
 }
 
 // safely keeps a template that panics over one odd object from ending the process; that one fragment is missing.

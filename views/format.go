@@ -294,7 +294,7 @@ func clusterClass(c fleet.Cluster) string {
 		return "run"
 	case fleet.ClusterStale:
 		return "warn"
-	case fleet.ClusterStopped:
+	case fleet.ClusterStopped, fleet.ClusterAsleep:
 		return "unk"
 	case fleet.ClusterUnreachable, fleet.ClusterUnauthorized, fleet.ClusterForbidden:
 	}

@@ -69,7 +69,7 @@ var families = map[string][]string{
 	"role.":          {"viewer", "operator", "admin"},
 	"nav.":           {"nodes", "clusters", "batches", "users", "audit"},
 	"facet.":         {"role", "zone", "type", "version"},
-	"cluster.state.": {"connecting", "syncing", "live", "stale", "unreachable", "unauthorized", "forbidden", "stopped"},
+	"cluster.state.": {"connecting", "syncing", "live", "stale", "unreachable", "unauthorized", "forbidden", "asleep", "stopped"},
 	"batch.state.":   {"queued", "running", "paused", "interrupted", "done"},
 	"batch.title.":   {"cordon", "uncordon"},
 	"outcome.":       {"succeeded", "partial", "failed", "cancelled", "skipped", "denied"},

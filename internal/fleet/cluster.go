@@ -14,6 +14,7 @@ const (
 	ClusterUnreachable  ClusterState = "unreachable"
 	ClusterUnauthorized ClusterState = "unauthorized"
 	ClusterForbidden    ClusterState = "forbidden"
+	ClusterAsleep       ClusterState = "asleep" // not watched to save memory; the next look at it wakes it
 	ClusterStopped      ClusterState = "stopped"
 )
 
