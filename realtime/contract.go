@@ -47,6 +47,7 @@ type ManagerConfig struct {
 	BackoffMax time.Duration // between reconnects at most [30 s]
 	Tombstones int           // deletions remembered per cluster and per view [1024]
 	IdleViews  int           // views kept that nobody watches [64]
+	ViewItems  int64         // nodes in all views together; streams of further views are refused [1,048,576]
 
 	CacheBytes int64         // for nodes and their rendered rows, about; see economise [256 MiB]
 	SleepAfter time.Duration // a cluster that somebody looked at since is not put to sleep [1 min]

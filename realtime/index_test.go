@@ -140,3 +140,33 @@ func TestView_ColdFromTheIndex(t *testing.T) {
 		t.Errorf("the index served %d of the queries, want all but status:Ready", narrow)
 	}
 }
+
+// TestViews_AreBounded: views that differ hold a row per node each, and a browser can make up as many as it likes.
+func TestViews_AreBounded(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ManagerConfig{ViewItems: 25}, StreamerConfig{}, "a")
+	for i := range 10 {
+		b.put("a", spec{name: fmt.Sprint("n", i), rv: 1})
+	}
+	var open []*stream
+	for i := range 3 { // the third begins at 20 of 25
+		open = append(open, b.open(fmt.Sprintf("/nodes?json=1&q=-x%d", i)))
+		open[i].until("synced", func(e got) bool { return e.name == typeSynced })
+	}
+	if _, status, err := b.dial("/nodes?json=1&q=-x3"); err != nil || status != 429 {
+		t.Errorf("a fourth view: %d, %v; want 429", status, err)
+	}
+	b.open("/nodes?json=1&q=-x1").until("synced", func(e got) bool { return e.name == typeSynced })
+	for i := range 20 { // pages are served, and leave nothing behind
+		if w := b.m.Window(mustParse(t, "a"), "en"); w.Total != 10 {
+			t.Fatalf("page %d: %d nodes", i, w.Total)
+		}
+	}
+	if got := b.m.items.Load(); got != 30 {
+		t.Errorf("%d items, want those of the three views", got)
+	}
+	for _, s := range open {
+		s.close()
+	}
+	eventually(t, "room again", func() bool { return b.m.items.Load() <= 20 })
+}

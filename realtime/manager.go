@@ -41,7 +41,8 @@ type Manager struct {
 	views    map[string]*view
 	routes   routes // to the views that somebody watches
 	uses     uint64
-	followed uint64 // topology that every watched view has seen; only the feeder touches it
+	items    atomic.Int64 // rows that all views hold
+	followed uint64       // topology that every watched view has seen; only the feeder touches it
 
 	fleet fleetView
 }
@@ -57,6 +58,7 @@ func NewManager(cfg ManagerConfig) *Manager {
 	cfg.BackoffMax = or(cfg.BackoffMax, 30*time.Second)
 	cfg.Tombstones = or(cfg.Tombstones, 1024)
 	cfg.IdleViews = or(cfg.IdleViews, 64)
+	cfg.ViewItems = or(cfg.ViewItems, 1<<20)
 	cfg.CacheBytes = or(cfg.CacheBytes, 256<<20)
 	cfg.SleepAfter = or(cfg.SleepAfter, time.Minute)
 	if cfg.Epoch == "" {
@@ -210,7 +212,9 @@ func (m *Manager) acquire(q *Query) *view {
 	v := m.views[key]
 	if v == nil {
 		v = newView(m, q)
-		m.views[key] = v
+		if v.loose = m.items.Load() >= m.cfg.ViewItems; !v.loose {
+			m.views[key] = v
+		}
 	}
 	if v.users++; v.users == 1 {
 		m.routes.add(v)
@@ -230,6 +234,10 @@ func (m *Manager) release(v *view) {
 		return
 	}
 	m.routes.remove(v)
+	if v.loose {
+		m.discard(v)
+		return
+	}
 	idle := 0
 	var oldest *view
 	for _, o := range m.views {
@@ -241,9 +249,25 @@ func (m *Manager) release(v *view) {
 			oldest = o
 		}
 	}
-	if idle > m.cfg.IdleViews {
+	if idle > m.cfg.IdleViews || m.items.Load() > m.cfg.ViewItems/2 {
 		delete(m.views, oldest.key)
+		m.discard(oldest)
 	}
+}
+
+// discard takes a view that nobody uses out of the sum. viewsMu is held.
+func (m *Manager) discard(v *view) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.weigh(0)
+}
+
+// admits tells whether there is room for the view of one more stream. Pages get theirs always: it goes when they are
+// rendered.
+func (m *Manager) admits(q *Query) bool {
+	m.viewsMu.Lock()
+	defer m.viewsMu.Unlock()
+	return m.items.Load() < m.cfg.ViewItems || m.views[q.viewKey()] != nil
 }
 
 // moment is one moment of the boards of a query: everything up to the revision, and nothing beyond it.

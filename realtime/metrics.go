@@ -63,6 +63,9 @@ func newMetrics(reg prometheus.Registerer, mgr *Manager) *metrics {
 		gauge("knm_cache_rows_limit_bytes", "What the nodes leave of the cache's limit to rendered rows.",
 			func() float64 { return float64(rows.limit.Load()) }),
 		gauge("knm_cache_nodes_bytes", "Nodes held, about.", func() float64 { return float64(held(mgr.all())) }),
+		gauge("knm_realtime_view_items", "Nodes in all views together.", func() float64 { return float64(mgr.items.Load()) }),
+		gauge("knm_realtime_view_items_limit", "Beyond this, streams of views that are not there yet are refused.",
+			func() float64 { return float64(mgr.cfg.ViewItems) }),
 		gauge("knm_cache_limit_bytes", "Beyond this for nodes and rows together, clusters that nobody looks at are put to sleep.",
 			func() float64 { return float64(mgr.cfg.CacheBytes) }),
 	)

@@ -22,6 +22,9 @@ func (s *Streamer) Nodes(w http.ResponseWriter, r *http.Request, ns NodeStream) 
 	if q.Cluster != "" && s.m.board(q.Cluster) == nil {
 		return fmt.Errorf("cluster %s: %w", q.Cluster, fleet.ErrNotFound)
 	}
+	if !s.m.admits(q) {
+		return s.refuse("different views of nodes")
+	}
 	if ns.Format == JSON {
 		return s.serve(w, r, ns.Viewer, "nodes.json", func(ctx context.Context, c *conn) error { return s.pumpJSON(ctx, c, q) })
 	}

@@ -33,8 +33,10 @@ type view struct {
 
 	users int // guarded by Manager.viewsMu
 	used  uint64
+	loose bool // not kept by the manager, for there are too many; it goes with its user
 
 	mu        sync.Mutex // guards everything below; taken before the locks of manager and boards
+	counted   int64      // of items, in the manager's sum
 	rev       uint64     // everything up to here is in
 	purged    uint64     // what went at or before this revision may be forgotten
 	topology  uint64     // which set of boards rev is about
@@ -109,6 +111,7 @@ func (v *view) sync() {
 	v.boards, v.topology = now.boards, now.topology
 
 	moved, touched := v.take(log, first)
+	v.weigh(len(v.items))
 	if moved || first {
 		v.orderRev = now.rev
 	}
@@ -127,6 +130,12 @@ func (v *view) sync() {
 	for _, p := range v.panes {
 		v.refresh(p, touched, wake)
 	}
+}
+
+// weigh keeps the manager's sum of items. mu is held.
+func (v *view) weigh(items int) {
+	v.m.items.Add(int64(items) - v.counted)
+	v.counted = int64(items)
 }
 
 // changes is everything that happened to the boards since the view's revision. Removals of whole clusters come first,
