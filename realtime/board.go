@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
@@ -67,6 +69,7 @@ type board struct {
 	index     index
 	touched   touched // since the feeder looked
 
+	words       *kube.Words  // what nodes have in common, once
 	cache       *rowCache    // of the process; nil in tests of a board alone
 	bytes       atomic.Int64 // about what the nodes cost in memory, without rendered rows
 	looked      atomic.Int64 // unix nanoseconds of the last look at this cluster by itself
@@ -78,7 +81,7 @@ type board struct {
 }
 
 func newBoard(c kube.Cluster, clock *atomic.Uint64, maxTombs int, notify func()) *board {
-	b := &board{cluster: c.Name, clock: clock, maxTombs: maxTombs, notify: notify, lag: func(time.Duration) {}, slots: map[string]*slot{}, index: index{}}
+	b := &board{cluster: c.Name, clock: clock, maxTombs: maxTombs, notify: notify, lag: func(time.Duration) {}, words: kube.NewWords(), slots: map[string]*slot{}, index: index{}}
 	b.head.prev, b.head.next = &b.head, &b.head
 	b.status = fleet.Cluster{Name: c.Name, Server: c.Server, State: fleet.ClusterConnecting, Since: time.Now()}
 	b.statusRev = clock.Add(1) // nobody else knows the board yet
@@ -86,19 +89,31 @@ func newBoard(c kube.Cluster, clock *atomic.Uint64, maxTombs int, notify func())
 	return b
 }
 
-// convert does everything that needs no lock. A node that cannot be packed is shown all the same; only its full object
-// is missing.
-func (b *board) convert(n *corev1.Node) (*fleet.Node, kube.Packed, error) {
+// arrival is a node on its way into the board, with everything done that needs no lock. It stands in for the decoded
+// node in the reflector's own collection of a whole list, which would be several times the size.
+type arrival struct {
+	metav1.ObjectMeta // namespace and name alone: what the reflector asks for
+
+	node *fleet.Node
+	full kube.Packed
+	err  error // why full is missing
+}
+
+// convert strips and converts a node. One that cannot be packed is shown all the same; only its full object is
+// missing.
+func (b *board) convert(n *corev1.Node) *arrival {
 	kube.Strip(n)
-	node := kube.Node(b.cluster, n)
-	node.UpdatedAt = time.Now().UTC()
-	full, err := kube.Pack(n)
-	return node, full, err
+	a := &arrival{ObjectMeta: metav1.ObjectMeta{Name: n.Name}, node: b.words.Node(b.cluster, n)}
+	a.node.UpdatedAt = time.Now().UTC()
+	a.full, a.err = kube.Pack(n)
+	return a
 }
 
 // apply stores what the watch said about one node.
-func (b *board) apply(n *corev1.Node) error {
-	node, full, err := b.convert(n)
+func (b *board) apply(n *corev1.Node) error { return b.arrive(b.convert(n)) }
+
+func (b *board) arrive(a *arrival) error {
+	node := a.node
 	rv := numeric(node.ResourceVersion)
 	b.touch()
 	visible := func() bool {
@@ -111,10 +126,10 @@ func (b *board) apply(n *corev1.Node) error {
 			s.ahead = 0
 			b.lag(time.Since(s.wrote))
 		}
-		return b.put(node, full)
+		return b.put(node, a.full)
 	}()
 	b.done(visible)
-	return err
+	return a.err
 }
 
 // remove stores what the watch said about a deletion.
@@ -140,21 +155,14 @@ func (b *board) remove(name, uid, rv string) {
 }
 
 // replace makes the board what a complete list says: what the list does not name is gone.
-func (b *board) replace(list []*corev1.Node) error {
-	type converted struct {
-		node *fleet.Node
-		full kube.Packed
-	}
-	all := make([]converted, len(list))
-	names := make(map[string]struct{}, len(list))
+func (b *board) replace(all []*arrival) error {
+	names := make(map[string]struct{}, len(all))
 	var failed error
-	for i, n := range list {
-		node, full, err := b.convert(n)
-		if err != nil {
-			failed = err
+	for _, a := range all {
+		if a.err != nil {
+			failed = a.err
 		}
-		all[i] = converted{node, full}
-		names[node.Ref.Name] = struct{}{}
+		names[a.node.Ref.Name] = struct{}{}
 	}
 	b.touch()
 	func() {
@@ -190,7 +198,8 @@ func (b *board) replace(list []*corev1.Node) error {
 // observe stores the answer to an own write, so that the writer's next page shows it. Only a node that is here, with
 // the same UID and an older version, is touched: everything else is for the watch to say.
 func (b *board) observe(n *corev1.Node) (taken bool, err error) {
-	node, full, err := b.convert(n.DeepCopy())
+	a := b.convert(n.DeepCopy())
+	node := a.node
 	rv := numeric(node.ResourceVersion)
 	visible := func() bool {
 		b.mu.Lock()
@@ -206,14 +215,14 @@ func (b *board) observe(n *corev1.Node) (taken bool, err error) {
 			return false
 		}
 		taken = true
-		visible := b.put(node, full)
+		visible := b.put(node, a.full)
 		s.ahead, s.attempt, s.wrote = rv, b.attempt, time.Now()
 		return visible
 	}()
 	if taken {
 		b.done(visible)
 	}
-	return taken, err
+	return taken, a.err
 }
 
 // begin marks the start of a list.
@@ -257,6 +266,7 @@ func (b *board) put(node *fleet.Node, full kube.Packed) bool {
 		what := compare(s.ver.node, node)
 		if what == 0 {
 			node.Revision = s.rev
+			share(node, s.ver.node)
 			s.full = full
 			s.newest.Store(node)
 			b.weigh(s, node)
@@ -292,6 +302,15 @@ func (b *board) put(node *fleet.Node, full kube.Packed) bool {
 	b.move(s, rev, &version{node: node, added: rev}, full)
 	b.countsRev = rev
 	return true
+}
+
+// share lets a node that looks like another one use its parts: most nodes differ from their visible version in times
+// alone.
+func share(n, like *fleet.Node) {
+	n.Labels, n.Roles, n.Addresses = like.Labels, like.Roles, like.Addresses
+	if maps.Equal(n.Annotations, like.Annotations) {
+		n.Annotations = like.Annotations
+	}
 }
 
 // move puts a slot at the end of the log with a new visible state. mu is held.

@@ -206,13 +206,20 @@ func observe(t *testing.T, b *board, s spec, want bool) {
 	}
 }
 
+func arrivals(b *board, nodes []*corev1.Node) (out []*arrival) {
+	for _, n := range nodes {
+		out = append(out, b.convert(n))
+	}
+	return out
+}
+
 func relist(t *testing.T, b *board, specs ...spec) {
 	t.Helper()
 	var nodes []*corev1.Node
 	for _, s := range specs {
 		nodes = append(nodes, s.node())
 	}
-	if err := b.replace(nodes); err != nil {
+	if err := b.replace(arrivals(b, nodes)); err != nil {
 		t.Fatalf("replace: %v", err)
 	}
 }

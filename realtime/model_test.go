@@ -118,7 +118,7 @@ func (w *world) relist(cluster string, board *board) {
 		list = append(list, w.nodes[ref].node())
 	}
 	board.begin()
-	if err := board.replace(list); err != nil {
+	if err := board.replace(arrivals(board, list)); err != nil {
 		w.b.t.Errorf("replace: %v", err)
 	}
 }

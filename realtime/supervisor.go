@@ -447,13 +447,16 @@ func (k *sink) Delete(obj any) error {
 }
 
 func (k *sink) Replace(list []any, _ string) error {
-	nodes := make([]*corev1.Node, 0, len(list))
+	nodes := make([]*arrival, 0, len(list))
 	for _, obj := range list {
-		n, ok := obj.(*corev1.Node)
-		if !ok {
+		switch n := obj.(type) {
+		case *arrival:
+			nodes = append(nodes, n)
+		case *corev1.Node: // from a list, when the server does not stream it
+			nodes = append(nodes, k.s.board.convert(n))
+		default:
 			return fmt.Errorf("the list of nodes holds a %T", obj)
 		}
-		nodes = append(nodes, n)
 	}
 	err := k.s.board.replace(nodes)
 	k.s.m.metrics.relists.WithLabelValues(k.s.cluster.Name).Inc()
@@ -474,11 +477,11 @@ func (k *sink) Bookmark(string) error {
 // Resync is of no use here: the board misses nothing that a replay could bring.
 func (k *sink) Resync() error { return nil }
 
-// Transformer lets the reflector strip nodes before it collects a whole list of them.
+// Transformer lets the reflector collect a whole list of what the board keeps, and nothing more.
 func (k *sink) Transformer() cache.TransformFunc {
 	return func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
-			kube.Strip(n)
+			return k.s.board.convert(n), nil
 		}
 		return obj, nil
 	}
