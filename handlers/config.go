@@ -19,6 +19,7 @@ import (
 // Config lists everything the handlers need. Every field is required unless it says otherwise.
 type Config struct {
 	Nodes    Nodes
+	Clusters Clusters
 	Streams  Streams
 	Batches  Batches
 	Auth     Auth
@@ -48,6 +49,14 @@ type Nodes interface {
 	Matching(q *realtime.Query, limit int) []fleet.NodeRef
 	// Pods reads the pods of a node from the API server, now.
 	Pods(ctx context.Context, ref fleet.NodeRef) (fleet.PodList, error)
+}
+
+// Clusters steers the connections to clusters. What is done is on record before it is done, or with it.
+type Clusters interface {
+	// Retry makes a cluster that waits for its next attempt try now.
+	Retry(ctx context.Context, by fleet.Caller, cluster string) error
+	// Accept takes the identity that was found at the cluster's address; ErrConflict if uid is not that one.
+	Accept(ctx context.Context, by fleet.Caller, cluster, uid string) error
 }
 
 // Streams serves the SSE responses; each call returns when the stream has ended. *realtime.Streamer implements it. An

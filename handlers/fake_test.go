@@ -256,6 +256,21 @@ func (f authority) Setup(_ context.Context, code, name, password string) error {
 	return nil
 }
 
+type steering struct{ wd *world }
+
+func (f steering) Retry(_ context.Context, by fleet.Caller, cluster string) error {
+	f.wd.note("Retry %s by %s", cluster, by.Name)
+	return nil
+}
+
+func (f steering) Accept(_ context.Context, by fleet.Caller, cluster, uid string) error {
+	f.wd.note("Accept %s %s by %s", cluster, uid, by.Name)
+	if uid == "not-that-one" {
+		return fmt.Errorf("accepting: %w", fleet.ErrConflict)
+	}
+	return nil
+}
+
 type people struct{ wd *world }
 
 func (wd *world) note(format string, args ...any) {
@@ -325,7 +340,7 @@ func (f record) Denied(_ context.Context, by fleet.Caller, action, detail string
 
 func (wd *world) config(logs io.Writer) Config {
 	return Config{
-		Nodes: wd, Streams: streams{wd}, Batches: batches{wd}, Auth: authority{wd}, People: people{wd}, Audit: record{wd},
+		Nodes: wd, Clusters: steering{wd}, Streams: streams{wd}, Batches: batches{wd}, Auth: authority{wd}, People: people{wd}, Audit: record{wd},
 		Ready:   func(context.Context) error { return wd.ready },
 		Logger:  slog.New(slog.NewJSONHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Metrics: prometheus.NewRegistry(), Version: "test",

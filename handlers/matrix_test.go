@@ -16,7 +16,7 @@ var least = map[string]string{
 	"GET /healthz": "", "GET /readyz": "", "GET /login": "", "POST /login": "", "GET /setup": "", "POST /setup": "",
 	"POST /logout": "viewer",
 	"GET /":        "viewer", "GET /nodes": "viewer", "GET /nodes/stream": "viewer", "GET /clusters": "viewer", "GET /clusters/stream": "viewer",
-	"GET /clusters/{cluster}/nodes": "viewer", "GET /clusters/{cluster}/stream": "viewer", "GET /clusters/{cluster}/nodes/{node}": "viewer",
+	"GET /clusters/{cluster}/nodes": "viewer", "GET /clusters/{cluster}/stream": "viewer", "POST /clusters/{cluster}/retry": "operator", "POST /clusters/{cluster}/accept": "admin", "GET /clusters/{cluster}/nodes/{node}": "viewer",
 	"GET /clusters/{cluster}/nodes/{node}/pods": "viewer", "GET /clusters/{cluster}/nodes/{node}/stream": "viewer",
 	"GET /batches": "viewer", "GET /batches/{id}": "viewer", "GET /batches/{id}/events": "viewer",
 	"GET /account": "viewer", "GET /users": "admin", "GET /audit": "admin",
@@ -32,13 +32,14 @@ var least = map[string]string{
 
 // bodies are good bodies of the routes that want one.
 var bodies = map[string]string{
-	"POST /login":                formBody("username", "ada", "password", "correct horse battery"),
-	"POST /setup":                formBody("code", "good", "username", "ada", "password", "x"),
-	"POST /api/v1/batches":       formBody("action", "cordon", "nodes", "prod/node-0"),
-	"POST /api/v1/users":         formBody("name", "eve", "role", "viewer", "password", "long enough"),
-	"PATCH /api/v1/users/{name}": formBody("role", "viewer"),
-	"POST /api/v1/users/{name}":  formBody("role", "viewer"),
-	"POST /api/v1/tokens":        formBody("name", "ci"),
+	"POST /login":                     formBody("username", "ada", "password", "correct horse battery"),
+	"POST /setup":                     formBody("code", "good", "username", "ada", "password", "x"),
+	"POST /api/v1/batches":            formBody("action", "cordon", "nodes", "prod/node-0"),
+	"POST /clusters/{cluster}/accept": formBody("uid", "uid-2"),
+	"POST /api/v1/users":              formBody("name", "eve", "role", "viewer", "password", "long enough"),
+	"PATCH /api/v1/users/{name}":      formBody("role", "viewer"),
+	"POST /api/v1/users/{name}":       formBody("role", "viewer"),
+	"POST /api/v1/tokens":             formBody("name", "ci"),
 }
 
 func fill(path string) string {
@@ -151,7 +152,7 @@ func TestRegister_RefusesUndeclared(t *testing.T) {
 func TestNew_RefusesMissing(t *testing.T) {
 	t.Parallel()
 	_, err := New(Config{})
-	for _, f := range []string{"Nodes", "Streams", "Batches", "Auth", "People", "Audit", "Ready", "Logger", "Metrics"} {
+	for _, f := range []string{"Nodes", "Clusters", "Streams", "Batches", "Auth", "People", "Audit", "Ready", "Logger", "Metrics"} {
 		if err == nil || !strings.Contains(err.Error(), "Config."+f+" ") {
 			t.Errorf("%s is not named in %v", f, err)
 		}

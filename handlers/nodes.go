@@ -224,6 +224,7 @@ func (s *server) clustersPage(w http.ResponseWriter, r *http.Request) error {
 	}
 	return s.show(w, r, http.StatusOK, views.Clusters(views.ClustersPage{
 		Layout: s.layout(r, "clusters.title", "clusters"), Clusters: s.cfg.Nodes.Clusters(), Stream: "/clusters/stream",
+		CanRetry: callerOf(r).May(fleet.PermClusterRetry, ""), CanAccept: callerOf(r).May(fleet.PermClusterAdmin, ""),
 	}))
 }
 

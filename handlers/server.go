@@ -136,6 +136,8 @@ func (s *server) routes() []route {
 		{method: get, path: "/clusters", perm: fleet.PermNodesView, kind: page, serve: s.clustersPage},
 		{method: get, path: "/clusters/stream", perm: fleet.PermNodesView, kind: stream, serve: s.clustersStream},
 		{method: get, path: oneCluster + "/nodes", perm: fleet.PermNodesView, kind: page, serve: s.nodesPage},
+		{method: post, path: oneCluster + "/retry", perm: fleet.PermClusterRetry, kind: api, serve: s.retryCluster},
+		{method: post, path: oneCluster + "/accept", perm: fleet.PermClusterAdmin, kind: api, serve: s.acceptCluster},
 		{method: get, path: oneCluster + "/stream", perm: fleet.PermNodesView, kind: stream, serve: s.nodesStream},
 		{method: get, path: oneNode, perm: fleet.PermNodesView, kind: page, serve: s.nodePage},
 		{method: get, path: oneNode + "/pods", perm: fleet.PermNodesView, kind: page, serve: s.podsFragment},
@@ -175,7 +177,7 @@ func (s *server) routes() []route {
 // permissions are those a route may declare.
 var permissions = []fleet.Permission{
 	fleet.PermPublic, fleet.PermSelf, fleet.PermNodesView, fleet.PermBatchView, fleet.PermNodeCordon, fleet.PermUsersAdmin,
-	fleet.PermAuditView,
+	fleet.PermAuditView, fleet.PermClusterRetry, fleet.PermClusterAdmin,
 }
 
 // register refuses the whole table if one route declares no permission: a forgotten check must not become a door.
@@ -330,7 +332,7 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) error {
 func (c Config) check() error {
 	var errs []error
 	for name, missing := range map[string]bool{
-		"Nodes": c.Nodes == nil, "Streams": c.Streams == nil, "Batches": c.Batches == nil, "Auth": c.Auth == nil, "People": c.People == nil,
+		"Nodes": c.Nodes == nil, "Clusters": c.Clusters == nil, "Streams": c.Streams == nil, "Batches": c.Batches == nil, "Auth": c.Auth == nil, "People": c.People == nil,
 		"Audit": c.Audit == nil, "Ready": c.Ready == nil, "Logger": c.Logger == nil, "Metrics": c.Metrics == nil,
 	} {
 		if missing {

@@ -40,7 +40,48 @@ func (m *Manager) Add(c kube.Cluster) error {
 	return nil
 }
 
-// Remove ends the watch of a cluster and forgets everything about it. It returns when nothing of it runs any more.
+// Edit exchanges the connection of a cluster: another credential, address or authority under the same name. Its board,
+// and with it every view and stream, goes on; what was known stays there, marked as stale, until the new connection has
+// listed. Edit returns when nothing of the old connection runs any more, or when ctx ends, which undoes nothing.
+func (m *Manager) Edit(ctx context.Context, c kube.Cluster) error {
+	s, err := m.exchange(c)
+	if err != nil || s == nil {
+		return err
+	}
+	select {
+	case <-s.took:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the old connection of cluster %s to end: %w", c.Name, ctx.Err())
+	}
+}
+
+// exchange puts a new supervisor in the place of the old one and returns it, nil if there is nothing to wait for.
+func (m *Manager) exchange(c kube.Cluster) (*supervisor, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old := m.runs[c.Name]
+	switch {
+	case old == nil:
+		return nil, fmt.Errorf("cluster %s: %w", c.Name, fleet.ErrNotFound)
+	case m.ended:
+		return nil, fmt.Errorf("changing cluster %s: the manager has ended: %w", c.Name, fleet.ErrUnavailable)
+	}
+	s := newSupervisor(m, c, old.board)
+	m.runs[c.Name] = s
+	old.replaced.Store(true)
+	old.board.setStatus(func(st *fleet.Cluster) { st.Server, st.FoundUID = c.Server, "" })
+	if m.ctx == nil {
+		old.cluster.End()
+		return nil, nil
+	}
+	s.prev = old
+	m.launch(s)
+	return s, nil
+}
+
+// Remove ends the watch of a cluster and forgets everything about it but its identity: another cluster of the same name
+// has to be accepted. It returns when nothing of it runs any more; its clients cannot be used after that.
 func (m *Manager) Remove(name string) error {
 	s, err := m.detach(name)
 	if err != nil {
@@ -51,7 +92,7 @@ func (m *Manager) Remove(name string) error {
 		s.cancel()
 		<-s.done
 	}
-	s.cluster.Close()
+	s.cluster.End()
 	m.metrics.forget(name)
 	return nil
 }
@@ -80,10 +121,7 @@ func (m *Manager) Retry(name string) error {
 	if s == nil {
 		return fmt.Errorf("cluster %s: %w", name, fleet.ErrNotFound)
 	}
-	select {
-	case s.now <- struct{}{}:
-	default: // asked already
-	}
+	s.retry()
 	return nil
 }
 
@@ -99,7 +137,7 @@ func (m *Manager) launch(s *supervisor) {
 }
 
 // Client is the client for operations on a cluster; ErrNotFound for an unknown one, ErrUnavailable for one whose
-// kubeconfig yields none.
+// kubeconfig yields none, and for one whose address leads to another cluster.
 func (m *Manager) Client(cluster string) (kubernetes.Interface, error) {
 	m.mu.RLock()
 	s := m.runs[cluster]
@@ -109,6 +147,9 @@ func (m *Manager) Client(cluster string) (kubernetes.Interface, error) {
 		return nil, fmt.Errorf("cluster %s: %w", cluster, fleet.ErrNotFound)
 	case s.cluster.Ops == nil:
 		return nil, fmt.Errorf("cluster %s: %w: %w", cluster, fleet.ErrUnavailable, s.cluster.Fault)
+	}
+	if err := s.id.refused(); err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", cluster, err)
 	}
 	return s.cluster.Ops, nil
 }

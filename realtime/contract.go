@@ -39,10 +39,14 @@ type ManagerConfig struct {
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer // nil: metrics are kept and registered nowhere
 	Render  Renderer
-	Epoch   string // names this process in cursors, letters and digits; "" for a random one
+	// Identities keeps by which identity each cluster is known; nil: in memory, until the process ends.
+	Identities Identities
+	Epoch      string // names this process in cursors, letters and digits; "" for a random one
 
 	Probe      time.Duration // between two probes of a cluster [10 s]
 	Silence    time.Duration // a watch without event and bookmark for so long is taken for dead [90 s]
+	Answer     time.Duration // a small question to an API server must be answered within [8 s]
+	Review     time.Duration // between two questions whether we may still watch [50 s]
 	BackoffMin time.Duration // before the first reconnect [500 ms]
 	BackoffMax time.Duration // between reconnects at most [30 s]
 	Tombstones int           // deletions remembered per cluster and per view [1024]

@@ -54,6 +54,8 @@ const maxFirstLists = 4
 func NewManager(cfg ManagerConfig) *Manager {
 	cfg.Probe = or(cfg.Probe, 10*time.Second)
 	cfg.Silence = or(cfg.Silence, 90*time.Second)
+	cfg.Answer = or(cfg.Answer, 8*time.Second)
+	cfg.Review = or(cfg.Review, 50*time.Second)
 	cfg.BackoffMin = or(cfg.BackoffMin, 500*time.Millisecond)
 	cfg.BackoffMax = or(cfg.BackoffMax, 30*time.Second)
 	cfg.Tombstones = or(cfg.Tombstones, 1024)
@@ -61,6 +63,9 @@ func NewManager(cfg ManagerConfig) *Manager {
 	cfg.ViewItems = or(cfg.ViewItems, 1<<20)
 	cfg.CacheBytes = or(cfg.CacheBytes, 256<<20)
 	cfg.SleepAfter = or(cfg.SleepAfter, time.Minute)
+	if cfg.Identities == nil {
+		cfg.Identities = &inMemory{uids: map[string]string{}}
+	}
 	if cfg.Epoch == "" {
 		cfg.Epoch = strings.ToLower(rand.Text()[:10])
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -14,8 +13,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -24,10 +23,8 @@ import (
 
 // Deadlines of the connection to one cluster.
 const (
-	probeTimeout  = 5 * time.Second
 	probeAgain    = 2 * time.Second  // after a probe that failed
 	firstListWait = 5 * time.Second  // for other clusters' first lists
-	listSilence   = 60 * time.Second // a list without a byte for so long is taken for dead
 	healthyAfter  = 30 * time.Second // a watch that held so long starts the back-off anew
 	networkMax    = 5 * time.Second  // most between attempts at a host that does not answer: an attempt is one probe
 )
@@ -36,7 +33,16 @@ var (
 	errSilent = errors.New("the watch went silent: no event and no bookmark")
 	errStuck  = errors.New("the list does not arrive")
 	errEnded  = errors.New("the watch ended")
+	errDenied = errors.New("the permission to watch nodes was taken away")
+
+	// errOver tells the reflector that its attempt is over. It must be none of the errors that the reflector repeats by
+	// itself: it waits before that for up to a minute, deaf to the end of its context.
+	errOver = errors.New("the attempt is over")
 )
+
+// mostExpired is how often the reflector may be told in one attempt that its resource version is too old: it asks again
+// at once, and for ever.
+const mostExpired = 3
 
 // deadError says that a connection looks open and carries nothing any more.
 type deadError struct{ error }
@@ -54,25 +60,40 @@ type supervisor struct {
 	cancel  context.CancelFunc
 	lull    atomic.Pointer[context.CancelCauseFunc] // puts the cluster to sleep; nil between attempts
 	lulled  atomic.Int64                            // unix nanoseconds of the decision to
+	id      identity
+	doubt   chan struct{} // somebody found another cluster at the address; capacity 1
+
+	prev     *supervisor   // whose board this one continues; nil for the first
+	took     chan struct{} // closed when prev has ended
+	replaced atomic.Bool   // another one continues this one's board
+	fresh    atomic.Bool   // what the reflector remembers is of another cluster
 
 	// Only the goroutine of run touches these, and what it calls.
 	sink      *sink
 	source    *source
 	reflector *cache.Reflector
+	forbidden bool // the last attempt was not permitted
 }
 
 func newSupervisor(m *Manager, c kube.Cluster, b *board) *supervisor {
 	s := &supervisor{
 		m: m, cluster: c, board: b, log: m.cfg.Logger.With("cluster", c.Name),
-		now: make(chan struct{}, 1), done: make(chan struct{}),
+		now: make(chan struct{}, 1), done: make(chan struct{}), doubt: make(chan struct{}, 1), took: make(chan struct{}),
 	}
 	s.sink = &sink{s: s}
+	s.id.dials = -1
+	c.Gate(s.gate)
 	return s
 }
 
 // run connects, watches and connects again until ctx ends.
 func (s *supervisor) run(ctx context.Context) {
-	defer s.state(fleet.ClusterStopped, "", time.Time{})
+	s.takeOver()
+	defer func() {
+		if !s.replaced.Load() {
+			s.state(fleet.ClusterStopped, "", time.Time{})
+		}
+	}()
 	if s.cluster.Fault != nil {
 		s.state(fleet.ClusterUnreachable, s.cluster.Fault.Error(), time.Time{})
 		<-ctx.Done()
@@ -97,13 +118,18 @@ func (s *supervisor) run(ctx context.Context) {
 		} else {
 			s.cluster.CloseIdle()
 		}
-		if s.liveFor(began) >= healthyAfter {
+		if _, ok := errors.AsType[*fleet.IdentityError](err); ok {
+			s.fresh.Store(true)
+		}
+		s.forbidden = refusal(err) == fleet.ClusterForbidden
+		live := s.liveFor(began)
+		if live >= healthyAfter {
 			failures = 0
 		}
 		delay := s.delay(err, failures)
 		failures++
 		s.m.metrics.reconnects.WithLabelValues(s.cluster.Name).Inc()
-		if quiet(err) {
+		if quiet(err) && (live > 0 || failures == 1) {
 			s.log.Debug("watch begins anew", "err", err)
 		} else {
 			s.fail(err, time.Now().Add(delay))
@@ -111,6 +137,34 @@ func (s *supervisor) run(ctx context.Context) {
 		if !s.pause(ctx, delay) {
 			return
 		}
+	}
+}
+
+// takeOver waits until the one before has ended, however the end of this one stands: a board has one writer.
+func (s *supervisor) takeOver() {
+	defer close(s.took)
+	if s.prev == nil {
+		return
+	}
+	s.prev.cancel()
+	<-s.prev.done
+	s.prev.cluster.End()
+	s.prev = nil
+	if s.board.state().State == fleet.ClusterAsleep {
+		s.board.wake()
+	}
+	if s.board.synced() {
+		s.state(fleet.ClusterStale, "its connection was changed", time.Time{})
+	} else {
+		s.state(fleet.ClusterConnecting, "", time.Time{})
+	}
+}
+
+// retry ends the wait for the next attempt.
+func (s *supervisor) retry() {
+	select {
+	case s.now <- struct{}{}:
+	default: // asked already
 	}
 }
 
@@ -140,21 +194,24 @@ func quiet(err error) bool {
 	return errors.Is(err, errEnded) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
 }
 
-// delay is how long to wait after an error: twice as long each time, with full jitter in the upper half, and never
-// soon after a refusal, which more requests do not cure.
+// delay is how long to wait after an error: twice as long each time, with full jitter in the upper half. It is never
+// short after a refusal, which more requests do not cure and some servers punish, and never shorter than a server asks
+// for, up to the longest there is.
 func (s *supervisor) delay(err error, failures int) time.Duration {
 	most := s.m.cfg.BackoffMax
-	if refusal(err) != "" {
-		return jitter(most)
-	}
-	if status := apierrors.APIStatus(nil); !errors.As(err, &status) {
-		most = min(most, networkMax)
+	if _, other := errors.AsType[*fleet.IdentityError](err); other || refusal(err) != "" {
+		return most + rand.N(most/4+1)
 	}
 	d := s.m.cfg.BackoffMin << min(failures, 16)
-	if wait, ok := apierrors.SuggestsClientDelay(err); ok {
-		d = max(d, time.Duration(wait)*time.Second)
+	if status := apierrors.APIStatus(nil); !errors.As(err, &status) {
+		return jitter(min(d, most, networkMax))
 	}
-	return jitter(min(d, most))
+	d = jitter(min(d, most))
+	if wait, ok := apierrors.SuggestsClientDelay(err); ok && wait > 0 {
+		asked := min(time.Duration(wait)*time.Second, most)
+		d = max(d, asked+rand.N(asked/8+1))
+	}
+	return d
 }
 
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
@@ -175,24 +232,12 @@ func (s *supervisor) fail(err error, retry time.Time) {
 	state := refusal(err)
 	if state == "" {
 		state = fleet.ClusterUnreachable
-		if s.board.synced() {
+		if s.board.synced() && s.id.refused() == nil {
 			state = fleet.ClusterStale
 		}
 	}
 	s.log.Warn("cluster not live", "state", state, "err", err, "retry", retry)
-	s.state(state, reason(err), retry)
-}
-
-// reason is the part of an error that a person can use: what the API server or the network said, without the URL and
-// our own words around it.
-func reason(err error) string {
-	if status := apierrors.APIStatus(nil); errors.As(err, &status) {
-		return status.Status().Message
-	}
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err.Error()
-	}
-	return err.Error()
+	s.state(state, kube.Reason(err), retry)
 }
 
 func (s *supervisor) state(state fleet.ClusterState, reason string, retry time.Time) {
@@ -229,10 +274,17 @@ func (s *supervisor) attempt(parent context.Context) (err error) {
 			s.reflector = nil // whatever state it is in
 		}
 	}()
+	select {
+	case <-s.doubt: // of an attempt that is over
+	default:
+	}
+	if s.fresh.Swap(false) {
+		s.reflector = nil
+	}
 	if !s.board.synced() {
 		s.state(fleet.ClusterConnecting, "", time.Time{})
 	}
-	if err := s.probe(parent); err != nil {
+	if err := s.greet(parent); err != nil {
 		return err
 	}
 	if !s.board.synced() {
@@ -242,13 +294,19 @@ func (s *supervisor) attempt(parent context.Context) (err error) {
 	}
 
 	ctx, cancel := context.WithCancelCause(parent)
-	src := &source{nodes: s.cluster.Watch.CoreV1().Nodes(), end: cancel}
+	src := &source{end: cancel}
 	synced := make(chan struct{})
 	s.source, s.sink.synced = src, synced
 	s.board.begin()
 	guarded := make(chan struct{})
 	go func() {
 		defer close(guarded)
+		defer func() {
+			if p := recover(); p != nil {
+				s.log.Error("guard panicked", "panic", p, "stack", stack())
+				cancel(fmt.Errorf("internal error while watching over the cluster: %v", p))
+			}
+		}()
 		s.guard(ctx, cancel, synced)
 	}()
 	defer func() {
@@ -273,6 +331,20 @@ func (s *supervisor) attempt(parent context.Context) (err error) {
 	return errEnded
 }
 
+// greet asks whether the server answers and who it is, before anything is read from it. After a missing permission it
+// does not: the one question is then whether the watch is permitted now, and who is there is asked when it is, before
+// anything of it is used.
+func (s *supervisor) greet(ctx context.Context) error {
+	if s.forbidden {
+		s.id.doubt()
+		return nil
+	}
+	if err := s.probe(ctx); err != nil {
+		return err
+	}
+	return s.identify(ctx)
+}
+
 // queue waits for a place among the first lists, but not for long: a cluster that hangs in its list must not keep
 // others from theirs.
 func (s *supervisor) queue(ctx context.Context) (free func()) {
@@ -290,7 +362,7 @@ func (s *supervisor) queue(ctx context.Context) (free func()) {
 // probe asks for the version. Only a network that does not carry the question, or a credential that is refused, is a
 // failure: whoever may not ask for the version may still be allowed to watch.
 func (s *supervisor) probe(parent context.Context) error {
-	ctx, cancel := context.WithTimeout(parent, probeTimeout)
+	ctx, cancel := context.WithTimeout(parent, s.m.cfg.Answer)
 	defer cancel()
 	version, err := kube.Version(ctx, s.cluster.Ops)
 	if err == nil {
@@ -304,57 +376,119 @@ func (s *supervisor) probe(parent context.Context) error {
 }
 
 // guard ends an attempt that looks alive and is not: a list that stops arriving, a watch without event and bookmark, a
-// server that does not answer any more. A watch tells none of these by itself.
+// server that does not answer any more, a permission that is gone, another cluster at the same address. A watch tells
+// none of these by itself.
 func (s *supervisor) guard(ctx context.Context, end context.CancelCauseFunc, synced <-chan struct{}) {
 	if !s.guardList(ctx, end, synced) {
 		return
 	}
-	tick := time.NewTimer(s.m.cfg.Probe/2 + rand.N(s.m.cfg.Probe))
+	g := &guardian{supervisor: s, end: end, reviewed: time.Now()}
+	tick := time.NewTimer(g.next(s.m.cfg.Probe/2 + rand.N(s.m.cfg.Probe)))
 	defer tick.Stop()
-	failed := 0
-	var since time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-s.doubt:
+			if err := s.id.refused(); err != nil {
+				end(err)
+			} else {
+				end(errEnded) // it was accepted
+			}
+			return
 		case <-tick.C:
 		}
-		last := s.board.eventAt()
-		if time.Since(last) > s.m.cfg.Silence {
-			end(&deadError{errSilent})
+		next, ok := g.look(ctx)
+		if !ok {
 			return
 		}
-		began := time.Now()
-		err := s.probe(ctx)
-		next := s.m.cfg.Probe/2 + rand.N(s.m.cfg.Probe)
-		switch {
-		case err == nil:
-			failed = 0
-		case refusal(err) != "":
-			end(err)
-			return
-		default:
-			if failed++; failed == 1 {
-				since = began
-			}
-			// Events that still come say more than probes that do not.
-			if failed >= 2 && s.board.eventAt().Before(since) {
-				end(&deadError{err})
-				return
-			}
-			next = probeAgain
-		}
-		if left := s.m.cfg.Silence - time.Since(s.board.eventAt()) + time.Millisecond; left > 0 {
-			next = min(next, left)
-		}
-		tick.Reset(next)
+		tick.Reset(g.next(next))
 	}
 }
 
-// guardList waits for the list, as long as bytes arrive.
+// guardian is what guard remembers between two looks.
+type guardian struct {
+	*supervisor
+	end      context.CancelCauseFunc
+	failed   int       // probes in a row
+	since    time.Time // when the first of them began
+	reviewed time.Time
+}
+
+// next is when to look again: after d, and no later than something is due.
+func (g *guardian) next(d time.Duration) time.Duration {
+	now := time.Now()
+	d = min(d, g.m.cfg.Silence-now.Sub(g.board.eventAt()), g.m.cfg.Review-now.Sub(g.reviewed))
+	return max(d, time.Millisecond)
+}
+
+// look is one round; false when it has ended the attempt.
+func (g *guardian) look(ctx context.Context) (time.Duration, bool) {
+	if time.Since(g.board.eventAt()) >= g.m.cfg.Silence {
+		g.end(&deadError{errSilent})
+		return 0, false
+	}
+	began := time.Now()
+	err := g.probe(ctx)
+	switch {
+	case err == nil:
+		g.failed = 0
+	case refusal(err) != "":
+		g.end(err)
+		return 0, false
+	default:
+		if g.failed++; g.failed == 1 {
+			g.since = began
+		}
+		// Events that still come say more than probes that do not.
+		if g.failed >= 2 && g.board.eventAt().Before(g.since) {
+			g.end(&deadError{err})
+			return 0, false
+		}
+		return min(probeAgain, g.m.cfg.Probe), true
+	}
+	if err := g.review(ctx); err != nil {
+		g.end(err)
+		return 0, false
+	}
+	return g.m.cfg.Probe/2 + rand.N(g.m.cfg.Probe), true
+}
+
+// review asks, now and then, what an open watch goes on without: who is there, and whether we may still watch. Only a
+// clear answer counts; that the question failed is for the probes to judge.
+func (g *guardian) review(ctx context.Context) error {
+	due := time.Since(g.reviewed) >= g.m.cfg.Review
+	if !g.id.good(g.cluster.Dials()) || due && g.id.known() == "" {
+		err := g.identify(ctx)
+		if _, other := errors.AsType[*fleet.IdentityError](err); other || refusal(err) != "" {
+			return err
+		}
+		if err != nil {
+			g.log.Debug("identity not known", "err", err)
+		}
+	}
+	if !due {
+		return nil
+	}
+	g.reviewed = time.Now()
+	ctx, cancel := context.WithTimeout(ctx, g.m.cfg.Answer)
+	defer cancel()
+	may, err := kube.MayWatchNodes(ctx, g.cluster.Watch)
+	switch {
+	case err != nil:
+		g.log.Debug("access not reviewed", "err", err)
+	case !may:
+		return apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "", errDenied)
+	}
+	return nil
+}
+
+// guardList waits for the list, as long as bytes arrive. It looks more often than it needs to, so that a list that gets
+// stuck is not given twice the time.
 func (s *supervisor) guardList(ctx context.Context, end context.CancelCauseFunc, synced <-chan struct{}) bool {
-	seen := s.cluster.BytesRead()
-	tick := time.NewTicker(listSilence)
+	stuck := s.m.cfg.Silence * 2 / 3
+	seen, at := s.cluster.BytesRead(), time.Now()
+	tick := time.NewTicker(stuck / 4)
 	defer tick.Stop()
 	for {
 		select {
@@ -363,21 +497,24 @@ func (s *supervisor) guardList(ctx context.Context, end context.CancelCauseFunc,
 		case <-synced:
 			return true
 		case <-tick.C:
-			n := s.cluster.BytesRead()
-			if n == seen {
+			switch n := s.cluster.BytesRead(); {
+			case n != seen:
+				seen, at = n, time.Now()
+			case time.Since(at) >= stuck:
 				end(&deadError{errStuck})
 				return false
 			}
-			seen = n
 		}
 	}
 }
 
 // source is one attempt's side of the reflector's calls.
 type source struct {
-	nodes typedcorev1.NodeInterface
-	end   context.CancelCauseFunc
-	calls inflight // the reflector lists in a goroutine that it does not wait for
+	end     context.CancelCauseFunc
+	calls   inflight    // the reflector lists in a goroutine that it does not wait for
+	listed  atomic.Bool // a list came, and the watch that follows it has not
+	dials   int64       // connections made when the list was complete; only the reflector's goroutine touches it
+	expired int         // answers that the resource version is too old; only the reflector's goroutine touches it
 }
 
 // listWatch is the cluster's nodes for the reflector. It ends the attempt on errors that the reflector would keep to
@@ -386,28 +523,66 @@ func (s *supervisor) listWatch() cache.ListerWatcher {
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			src := s.source
-			if !src.calls.enter() {
+			if ctx.Err() != nil || !src.calls.enter() {
 				return nil, context.Canceled
 			}
 			defer src.calls.leave()
-			return src.nodes.List(ctx, o)
+			list, err := s.cluster.ListNodes(ctx, o)
+			if err == nil {
+				err = s.settle(ctx)
+			}
+			if err != nil {
+				return nil, err
+			}
+			src.listed.Store(true)
+			return list, nil
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			src := s.source
-			w, err := src.nodes.Watch(ctx, o)
-			if err != nil && ctx.Err() == nil && !fallsBack(err) {
-				src.end(err)
+			if ctx.Err() != nil {
+				return nil, errOver
 			}
-			return w, err
+			w, err := s.cluster.WatchNodes(ctx, o)
+			if err == nil {
+				if err = s.opened(ctx, src, o); err != nil {
+					w.Stop()
+				}
+			}
+			if expired(err) {
+				src.expired++
+			}
+			switch {
+			case err == nil:
+				return w, nil
+			case ctx.Err() == nil && fallsBack(err) && src.expired <= mostExpired:
+				return nil, err
+			}
+			src.end(err) // of no effect if something else has ended the attempt
+			return nil, errOver
 		},
 	}, s.cluster.Watch)
 }
 
-// fallsBack are the errors of a watch that the reflector answers well by itself: it lists instead, lists anew, or
-// slows down.
+// opened decides whether a watch that was opened may be used. One that goes on where another one ended must not be on a
+// new connection: what is at its end may be another cluster, or the same one restored from a backup, whose resource
+// versions mean other things now. Then a new list is the only truth.
+func (s *supervisor) opened(ctx context.Context, src *source, o metav1.ListOptions) error {
+	again := o.SendInitialEvents == nil && !src.listed.Swap(false)
+	if again && s.cluster.Dials() != src.dials {
+		return errEnded
+	}
+	return s.settle(ctx)
+}
+
+// expired are the errors that say that a resource version is too old, or unknown yet.
+func expired(err error) bool {
+	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err) ||
+		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
+}
+
+// fallsBack are the errors of a watch that the reflector answers well by itself: it lists instead, or lists anew.
 func fallsBack(err error) bool {
-	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsResourceExpired(err) ||
-		apierrors.IsGone(err) || apierrors.IsTooManyRequests(err) || apierrors.IsTimeout(err)
+	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || expired(err) || apierrors.IsTimeout(err)
 }
 
 // sink is the one ordered consumer of a cluster's nodes.
@@ -460,6 +635,7 @@ func (k *sink) Replace(list []any, _ string) error {
 	}
 	err := k.s.board.replace(nodes)
 	k.s.m.metrics.relists.WithLabelValues(k.s.cluster.Name).Inc()
+	k.s.source.dials = k.s.cluster.Dials()
 	k.s.live()
 	if k.synced != nil {
 		close(k.synced)

@@ -14,15 +14,18 @@ import (
 	"testing/synctest"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 	ktesting "k8s.io/client-go/testing"
 
+	"github.com/kube-node-manager/kube-node-manager/internal/faultproxy"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 	"github.com/kube-node-manager/kube-node-manager/internal/kubetest"
@@ -173,7 +176,7 @@ func TestSupervisor_Refusals(t *testing.T) {
 func TestSupervisor_SurvivesTheAPIServer(t *testing.T) {
 	t.Parallel()
 	k := kubetest.StartOne(t)
-	m := running(t, ManagerConfig{Probe: time.Second})
+	m := running(t, ManagerConfig{Probe: time.Second, Answer: 2 * time.Second})
 	stays, goes := k.Node(t, kubetest.NodeSpec{}), k.Node(t, kubetest.NodeSpec{})
 	add(t, m, cluster(t, "real", k.REST()))
 	waitState(t, m, "real", fleet.ClusterLive)
@@ -212,133 +215,19 @@ func TestSupervisor_SurvivesTheAPIServer(t *testing.T) {
 func TestSupervisor_NoGhostFromTheTimeInBetween(t *testing.T) {
 	t.Parallel()
 	k := kubetest.Shared(t)
-	p := newProxy(t, k.REST())
+	p := through(t, k.REST())
 	m := running(t, ManagerConfig{})
 	n := k.Node(t, kubetest.NodeSpec{})
-	add(t, m, cluster(t, "real", p.config()))
+	add(t, m, cluster(t, "real", p.rest))
 	waitState(t, m, "real", fleet.ClusterLive)
-	p.cut()
+	p.Set(t, faultproxy.Fault{Accept: faultproxy.Refuse})
+	p.Cut()
 	waitState(t, m, "real", fleet.ClusterStale)
 	k.DeleteNode(t, n.Name)
-	p.mend()
+	p.Set(t, faultproxy.Fault{})
 	waitState(t, m, "real", fleet.ClusterLive)
 	waitNode(t, m, fleet.NodeRef{Cluster: "real", Name: n.Name}, "gone", func(n *fleet.Node) bool { return n == nil })
 }
-
-// proxy forwards TCP connections until it is cut.
-type proxy struct {
-	t    testing.TB
-	cfg  *rest.Config
-	to   string
-	l    net.Listener
-	down atomic.Bool
-
-	add   chan net.Conn
-	kill  chan chan struct{}
-	pipes sync.WaitGroup
-}
-
-func newProxy(t testing.TB, cfg *rest.Config) *proxy {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{
-		t: t, cfg: rest.CopyConfig(cfg), to: strings.TrimPrefix(cfg.Host, "https://"), l: l,
-		add: make(chan net.Conn), kill: make(chan chan struct{}),
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{}, 2)
-	go func() { // keeps the connections
-		defer func() { done <- struct{}{} }()
-		var open []net.Conn
-		shut := func() {
-			for _, c := range open {
-				_ = c.Close() // the other side may have
-			}
-			open = nil
-		}
-		defer shut()
-		for {
-			select {
-			case c := <-p.add:
-				open = append(open, c)
-			case ok := <-p.kill:
-				shut()
-				close(ok)
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	go func() {
-		defer func() { done <- struct{}{} }()
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if p.down.Load() {
-				_ = c.Close() // that is what it is for
-				continue
-			}
-			up, err := net.Dial("tcp", p.to)
-			if err != nil {
-				_ = c.Close()
-				continue
-			}
-			for _, conn := range []net.Conn{c, up} {
-				select {
-				case p.add <- conn:
-				case <-ctx.Done():
-					_ = conn.Close()
-				}
-			}
-			p.pipes.Go(func() { pipe(c, up) }) // each ends with its connections, which the keeper closes
-			p.pipes.Go(func() { pipe(up, c) })
-		}
-	}()
-	t.Cleanup(func() {
-		cancel()
-		_ = l.Close()
-		<-done
-		<-done
-		p.pipes.Wait()
-	})
-	return p
-}
-
-func pipe(to, from net.Conn) {
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			if _, err := to.Write(buf[:n]); err != nil {
-				break
-			}
-		}
-		if err != nil {
-			break
-		}
-	}
-	_ = to.Close() // both directions end together
-	_ = from.Close()
-}
-
-func (p *proxy) config() *rest.Config {
-	p.cfg.Host = "https://" + p.l.Addr().String()
-	return p.cfg
-}
-
-func (p *proxy) cut() {
-	p.down.Store(true)
-	ok := make(chan struct{})
-	p.kill <- ok
-	<-ok
-}
-
-func (p *proxy) mend() { p.down.Store(false) }
 
 func TestSupervisor_DeadClusterDelaysNobody(t *testing.T) {
 	t.Parallel()
@@ -426,6 +315,9 @@ func TestManager_CyclesLeaveNothingBehind(t *testing.T) { // not parallel: it co
 
 func fakeCluster(objs ...apiruntime.Object) (kube.Cluster, *fake.Clientset) {
 	client := fake.NewClientset(objs...)
+	client.PrependReactor("create", "selfsubjectaccessreviews", func(ktesting.Action) (bool, apiruntime.Object, error) {
+		return true, &authorizationv1.SelfSubjectAccessReview{Status: authorizationv1.SubjectAccessReviewStatus{Allowed: true}}, nil
+	})
 	return kube.Cluster{Name: "fake", Server: "https://fake", Watch: client, Ops: client}, client
 }
 
@@ -578,8 +470,11 @@ func TestSupervisor_Delay(t *testing.T) {
 		{"network, fourth", network, 3, 2 * time.Second, 4 * time.Second},
 		{"network, later", network, 60, 2500 * time.Millisecond, 5 * time.Second},
 		{"server, later", server, 60, 15 * time.Second, 30 * time.Second},
-		{"refused credential, first", apierrors.NewUnauthorized("x"), 0, 15 * time.Second, 30 * time.Second},
-		{"asked to wait", apierrors.NewTooManyRequests("x", 8), 0, 4 * time.Second, 8 * time.Second},
+		{"refused credential, first", apierrors.NewUnauthorized("x"), 0, 30 * time.Second, 38 * time.Second},
+		{"missing permission, later", apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "", nil), 9, 30 * time.Second, 38 * time.Second},
+		{"another cluster", &fleet.IdentityError{}, 0, 30 * time.Second, 38 * time.Second},
+		{"asked to wait", apierrors.NewTooManyRequests("x", 8), 0, 8 * time.Second, 9 * time.Second},
+		{"asked to wait for ever", apierrors.NewTooManyRequests("x", 3600), 0, 30 * time.Second, 34 * time.Second},
 	}
 	for _, tt := range tests {
 		for range 50 {

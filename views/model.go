@@ -109,6 +109,9 @@ type ClustersPage struct {
 	Layout
 	Clusters []fleet.Cluster
 	Stream   string
+
+	CanRetry  bool // reach a cluster now
+	CanAccept bool // take another cluster at an address for the right one
 }
 
 // ClusterRow is the live row of the clusters page, shared like NodeRow.

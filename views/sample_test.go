@@ -108,6 +108,8 @@ func samples(say say, lang string) map[string]templ.Component {
 	done.State, done.Outcome, done.EndedAt, done.CancelledBy = fleet.BatchDone, fleet.OutcomePartial, noon.Add(time.Minute), ""
 	live, lost, starting := sampleCluster(say, fleet.ClusterLive), sampleCluster(say, fleet.ClusterUnreachable), sampleCluster(say, fleet.ClusterSyncing)
 	lost.Name, starting.Name = say("prod-us"), say("lab")
+	other := lost
+	other.UID, other.FoundUID = say("0f7c11aa-known"), say("99de55bb-found")
 	panel := BatchPanel{Lang: lang, Batch: batch, Items: items, CanCancel: true, Nonce: "n0nce"}
 	page, embedded, report := panel, panel, panel
 	page.Stream, embedded.Embedded, report.Batch = "/batches/x/events?since=e.1", true, done
@@ -130,6 +132,7 @@ func samples(say say, lang string) map[string]templ.Component {
 		"row":           NodeRowView(NodeRow{Node: n, Lang: lang}),
 		"cluster-row":   ClusterRowView(ClusterRow{Cluster: live, Lang: lang}),
 		"cluster-lost":  ClusterRowView(ClusterRow{Cluster: lost, Lang: lang}),
+		"cluster-other": ClusterRowView(ClusterRow{Cluster: other, Lang: lang}),
 		"badge":         ClusterBadgeView(ClusterRow{Cluster: live, Lang: lang}),
 		"badge-lost":    ClusterBadgeView(ClusterRow{Cluster: lost, Lang: lang}),
 		"item":          BatchItemRowView(BatchItemRow{Item: items[1], Lang: lang}),

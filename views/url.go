@@ -13,6 +13,11 @@ import (
 
 func clusterURL(cluster string) string { return "/clusters/" + url.PathEscape(cluster) + "/nodes" }
 
+func clusterRetryURL(cluster string) string { return "/clusters/" + url.PathEscape(cluster) + "/retry" }
+func clusterAcceptURL(cluster string) string {
+	return "/clusters/" + url.PathEscape(cluster) + "/accept"
+}
+
 func nodeURL(ref fleet.NodeRef) string {
 	return clusterURL(ref.Cluster) + "/" + url.PathEscape(ref.Name)
 }

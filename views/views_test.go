@@ -21,7 +21,7 @@ import (
 func isPage(name string) bool { return strings.HasPrefix(name, "page-") }
 
 // fragments are what streams carry.
-var fragments = []string{"row", "cluster-row", "cluster-lost", "badge", "badge-lost", "item", "item-skipped", "progress", "counts", "panel"}
+var fragments = []string{"row", "cluster-row", "cluster-lost", "cluster-other", "badge", "badge-lost", "item", "item-skipped", "progress", "counts", "panel"}
 
 func document(t *testing.T, page []byte) *goquery.Document {
 	t.Helper()
@@ -341,6 +341,9 @@ func TestForms_Fields(t *testing.T) {
 		"/api/v1/batches/01JB/cancel": nil,
 		"/api/v1/sessions/h/delete":   nil,
 		"/api/v1/tokens/t/delete":     nil,
+		"/clusters/prod-us/retry":     nil,
+		"/clusters/lab/retry":         nil,
+		"/clusters/prod-us/accept":    {"uid"},
 		"":                            nil, // method=dialog
 	}
 	seen := map[string]bool{}

@@ -86,7 +86,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 
 	record := audit.New(a.store, a.component("audit"))
 	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.component("auth")})
-	a.manager = realtime.NewManager(realtime.ManagerConfig{Logger: a.component("realtime"), Metrics: registry, Render: renderer{}})
+	a.manager = realtime.NewManager(realtime.ManagerConfig{Logger: a.component("realtime"), Metrics: registry, Render: renderer{}, Identities: a.store})
 	if err := a.addClusters(); err != nil {
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	})
 
 	site, err := handlers.New(handlers.Config{
-		Nodes: a.manager, Streams: a.streams, Batches: a.engine, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
+		Nodes: a.manager, Clusters: steering{a.manager, record}, Streams: a.streams, Batches: a.engine, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
 		Version: opts.Version,
 	})
@@ -349,6 +349,29 @@ func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, err
 	return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
 }
 
+// steering puts on record what people do to the connections of clusters.
+type steering struct {
+	manager *realtime.Manager
+	record  *audit.Log
+}
+
+// Retry implements handlers.Clusters.
+func (x steering) Retry(ctx context.Context, by fleet.Caller, cluster string) error {
+	e := audit.By(by)
+	e.Action, e.Phase, e.Cluster, e.Outcome = "cluster.retry", "event", cluster, "succeeded"
+	if _, err := x.record.Append(ctx, e); err != nil {
+		return err
+	}
+	return x.manager.Retry(cluster)
+}
+
+// Accept implements handlers.Clusters.
+func (x steering) Accept(ctx context.Context, by fleet.Caller, cluster, uid string) error {
+	e := audit.By(by)
+	e.Action, e.Phase, e.Cluster, e.Outcome, e.Detail = "cluster.accept", "event", cluster, "succeeded", "uid "+uid
+	return x.manager.Accept(ctx, cluster, uid, e)
+}
+
 // renderer makes the views' renderer speak realtime's types.
 type renderer struct{ views.Renderer }
 
@@ -360,9 +383,13 @@ func (r renderer) Counts(c realtime.Counts, page, pages, total int, lang string)
 var (
 	_ realtime.Renderer = renderer{}
 	_ handlers.Nodes    = (*realtime.Manager)(nil)
-	_ handlers.Streams  = (*realtime.Streamer)(nil)
-	_ handlers.Batches  = (*batch.Engine)(nil)
-	_ handlers.Auth     = (*auth.Service)(nil)
-	_ handlers.People   = (*auth.Service)(nil)
-	_ handlers.Audit    = (*audit.Log)(nil)
+	_ handlers.Clusters = steering{}
+
+	_ realtime.Identities = (*store.Store)(nil)
+
+	_ handlers.Streams = (*realtime.Streamer)(nil)
+	_ handlers.Batches = (*batch.Engine)(nil)
+	_ handlers.Auth    = (*auth.Service)(nil)
+	_ handlers.People  = (*auth.Service)(nil)
+	_ handlers.Audit   = (*audit.Log)(nil)
 )

@@ -76,6 +76,7 @@ var rules = map[string]rule{
 	"internal/bench":           {support: true, ours: []string{"*"}, outside: []string{"*"}},
 	"internal/depspin":         {support: true, outside: []string{"*"}},
 	"internal/e2e":             {support: true, ours: []string{"*"}, outside: []string{"*"}},
+	"internal/faultproxy":      {support: true, outside: []string{k8s}},
 	"internal/kubetest":        {support: true, ours: []string{"internal/fleet", "internal/kube"}, outside: []string{"*"}},
 	"internal/store/storetest": {support: true, ours: []string{"internal/fleet", "internal/store"}, outside: []string{"github.com/google/go-cmp/"}},
 	"deploy/demo":              {support: true},

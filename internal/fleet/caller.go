@@ -31,17 +31,20 @@ const (
 	PermNodeCordon Permission = "node.cordon" // cordon and uncordon, and steering such batches
 	PermUsersAdmin Permission = "users.admin" // people
 	PermAuditView  Permission = "audit.view"  // the record
+
+	PermClusterRetry Permission = "cluster.retry" // try to reach a cluster now
+	PermClusterAdmin Permission = "cluster.admin" // say which cluster is the right one
 )
 
 // grants is the one table that says which role holds which permission.
 var grants = map[Role]map[Permission]bool{
 	RoleViewer: {PermSelf: true, PermNodesView: true, PermBatchView: true},
 	RoleOperator: {
-		PermSelf: true, PermNodesView: true, PermBatchView: true, PermNodeCordon: true,
+		PermSelf: true, PermNodesView: true, PermBatchView: true, PermNodeCordon: true, PermClusterRetry: true,
 	},
 	RoleAdmin: {
 		PermSelf: true, PermNodesView: true, PermBatchView: true, PermNodeCordon: true,
-		PermUsersAdmin: true, PermAuditView: true,
+		PermUsersAdmin: true, PermAuditView: true, PermClusterRetry: true, PermClusterAdmin: true,
 	},
 }
 

@@ -26,6 +26,8 @@ type Cluster struct {
 	Name      string
 	Server    string // URL of the API server
 	Version   string // its git version, "" until it answered
+	UID       string // of its namespace kube-system: what tells two clusters apart; "" while unknown
+	FoundUID  string // what answers at the address instead of UID, "" if nothing does
 	State     ClusterState
 	Since     time.Time // when State began
 	Reason    string    // why, in words of the API server or the network; "" while live

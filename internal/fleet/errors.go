@@ -74,3 +74,26 @@ func (e *LimitError) Error() string {
 
 // Is makes every LimitError an ErrTooMany.
 func (e *LimitError) Is(target error) bool { return target == ErrTooMany }
+
+// IdentityError says that an address leads to another cluster than the one it led to before. It is ErrUnavailable:
+// nothing of that cluster is shown, and nothing is written to it, until an admin accepts it.
+type IdentityError struct {
+	Cluster string
+	Pinned  string // uid that the cluster is known by
+	Found   string // uid of what answers now
+}
+
+func (e *IdentityError) Error() string {
+	return fmt.Sprintf("the address leads to another cluster: expected %s, found %s", short(e.Pinned), short(e.Found))
+}
+
+// Is makes every IdentityError an ErrUnavailable.
+func (e *IdentityError) Is(target error) bool { return target == ErrUnavailable }
+
+// short is enough of a uid for a person to compare.
+func short(uid string) string {
+	if len(uid) > 8 {
+		return uid[:8] + "…"
+	}
+	return uid
+}

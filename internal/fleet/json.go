@@ -64,6 +64,8 @@ func ClusterJSON(c Cluster) ([]byte, error) {
 		Name      string       `json:"name"`
 		Server    string       `json:"server"`
 		Version   string       `json:"version"`
+		UID       string       `json:"uid"`
+		FoundUID  string       `json:"found_uid,omitempty"`
 		State     ClusterState `json:"state"`
 		Since     time.Time    `json:"since,omitzero"`
 		Reason    string       `json:"reason"`
@@ -75,7 +77,7 @@ func ClusterJSON(c Cluster) ([]byte, error) {
 		NotReady  int          `json:"not_ready"`
 		Cordoned  int          `json:"cordoned"`
 	}{
-		c.Name, c.Server, c.Version, c.State, c.Since, c.Reason, c.SyncedAt, c.LastEvent, c.NextRetry,
+		c.Name, c.Server, c.Version, c.UID, c.FoundUID, c.State, c.Since, c.Reason, c.SyncedAt, c.LastEvent, c.NextRetry,
 		c.Nodes, c.Ready, c.NotReady, c.Cordoned,
 	})
 }

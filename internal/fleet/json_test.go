@@ -38,7 +38,10 @@ func TestJSON_FieldsOfTheContract(t *testing.T) {
 			`"created":"0001-01-01T00:00:00Z","updated_at":"0001-01-01T00:00:00Z","revision":0}`},
 		{"cluster", func() ([]byte, error) {
 			return ClusterJSON(Cluster{Name: "prod", Server: "https://x", State: ClusterLive, Since: at, Nodes: 3, NotReady: 1})
-		}, `{"name":"prod","server":"https://x","version":"","state":"live","since":"2026-01-02T03:04:05Z","reason":"","nodes":3,"ready":0,"not_ready":1,"cordoned":0}`},
+		}, `{"name":"prod","server":"https://x","version":"","uid":"","state":"live","since":"2026-01-02T03:04:05Z","reason":"","nodes":3,"ready":0,"not_ready":1,"cordoned":0}`},
+		{"another cluster", func() ([]byte, error) {
+			return ClusterJSON(Cluster{Name: "prod", UID: "u1", FoundUID: "u2", State: ClusterUnreachable})
+		}, `{"name":"prod","server":"","version":"","uid":"u1","found_uid":"u2","state":"unreachable","reason":"","nodes":0,"ready":0,"not_ready":0,"cordoned":0}`},
 		{"item", func() ([]byte, error) { return ItemJSON(items[0]) }, `{"seq":1,"cluster":"prod","node":"n","state":"failed","code":"not_found","error":"gone","changed":false}`},
 		{"batch", func() ([]byte, error) { return BatchJSON(batch, items) }, `{"id":"b1","action":"cordon","state":"done","outcome":"partial","reason":"disk","created_by":"ada",` +
 			`"created_at":"2026-01-02T03:04:05Z","version":3,"counts":{"total":1,"queued":0,"running":0,"succeeded":0,"failed":1,"skipped":0,"cancelled":0},` +

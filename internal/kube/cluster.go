@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -44,15 +43,49 @@ type Cluster struct {
 
 	transport http.RoundTripper
 	dialer    *connrotation.Dialer
-	read      *atomic.Int64
+	line      *line
+	nodes     rest.Interface // of the watch client, contained; nil for clients that were not made here
+}
+
+// line is what a cluster's connections have in common.
+type line struct {
+	read  atomic.Int64                                // bytes of answers to the watch client
+	dials atomic.Int64                                // connections made
+	ended atomic.Bool                                 // none may be made any more
+	gate  atomic.Pointer[func(context.Context) error] // asked before each write; nil: nothing to ask
+}
+
+// Dials counts the connections that were made so far. What was learnt of the server at one end of a connection need not
+// hold at the other end of the next one.
+func (c Cluster) Dials() int64 {
+	if c.line == nil {
+		return 0
+	}
+	return c.line.dials.Load()
+}
+
+// Gate has f asked before every write of Ops, which fails with its error.
+func (c Cluster) Gate(f func(context.Context) error) {
+	if c.line != nil {
+		c.line.gate.Store(&f)
+	}
+}
+
+// End is Close for good: no connection is made any more, whoever still holds a client.
+func (c Cluster) End() {
+	if c.line != nil {
+		c.line.ended.Store(true)
+		c.line.gate.Store(nil) // transports live on in client-go's cache for a while, with all that they lead to
+	}
+	c.Close()
 }
 
 // BytesRead counts what the watch client has received so far: a long list that still arrives is not a dead one.
 func (c Cluster) BytesRead() int64 {
-	if c.read == nil {
+	if c.line == nil {
 		return 0
 	}
-	return c.read.Load()
+	return c.line.read.Load()
 }
 
 // CloseIdle drops connections that nothing is using.
@@ -163,56 +196,45 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext
 	}
-	dialer := connrotation.NewDialer(dial)
+	line := &line{}
+	dialer := connrotation.NewDialer(func(ctx context.Context, network, address string) (net.Conn, error) {
+		if line.ended.Load() {
+			return nil, fmt.Errorf("dialing: cluster %s was removed: %w", name, fleet.ErrUnavailable)
+		}
+		conn, err := dial(ctx, network, address)
+		if err == nil {
+			line.dials.Add(1)
+		}
+		return conn, err
+	})
 	watch.Dial = dialer.DialContext
 	client, err := rest.HTTPClientFor(watch)
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the transport of cluster %s: %w", name, err)
 	}
-	read := new(atomic.Int64)
-	counted := &http.Client{Transport: &counting{client.Transport, read}}
-	w, err := kubernetes.NewForConfigAndClient(watch, counted)
+	watching := &http.Client{Transport: &guarded{client.Transport, line, false}, CheckRedirect: noRedirect}
+	w, err := kubernetes.NewForConfigAndClient(watch, watching)
+	if err != nil {
+		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
+	}
+	nodes, err := nodesClient(watch, watching)
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
 	}
 	ops := rest.CopyConfig(watch)
 	ops.QPS, ops.Burst = opsQPS, opsBurst
-	p, err := kubernetes.NewForConfigAndClient(ops, client)
+	acting := &http.Client{Transport: &guarded{client.Transport, line, true}, CheckRedirect: noRedirect}
+	p, err := kubernetes.NewForConfigAndClient(ops, acting)
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the client of cluster %s: %w", name, err)
 	}
-	return Cluster{Name: name, Server: watch.Host, Watch: w, Ops: p, transport: client.Transport, dialer: dialer, read: read}, nil
+	return Cluster{
+		Name: name, Server: watch.Host, Watch: w, Ops: p,
+		transport: client.Transport, dialer: dialer, line: line, nodes: nodes,
+	}, nil
 }
 
 // silent drops the server's deprecation warnings: they are about this program's code, and its operators read the log.
 type silent struct{}
 
 func (silent) HandleWarningHeaderWithContext(context.Context, int, string, string) {}
-
-// counting counts the bytes of response bodies.
-type counting struct {
-	http.RoundTripper
-	n *atomic.Int64
-}
-
-func (c *counting) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := c.RoundTripper.RoundTrip(r)
-	if err == nil {
-		resp.Body = &countingBody{resp.Body, c.n}
-	}
-	return resp, err
-}
-
-// WrappedRoundTripper lets client-go find the transport below.
-func (c *counting) WrappedRoundTripper() http.RoundTripper { return c.RoundTripper }
-
-type countingBody struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (b *countingBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.n.Add(int64(n))
-	return n, err
-}

@@ -21,7 +21,7 @@ func Version(ctx context.Context, c kubernetes.Interface) (string, error) {
 		}
 		return v.GitVersion, nil
 	}
-	body, err := raw.Get().AbsPath("/version").DoRaw(ctx)
+	body, err := raw.Get().MaxRetries(0).AbsPath("/version").DoRaw(ctx)
 	if err != nil {
 		return "", Error(err)
 	}

@@ -70,10 +70,15 @@ func (c nodeClient) patch(ctx context.Context, n *corev1.Node, ch *change) (*cor
 func failure(w *work, err error, open bool) (fleet.ItemResult, error) {
 	cluster := w.item.Ref.Cluster
 	res := fleet.ItemResult{State: fleet.ItemFailed}
+	var other *fleet.IdentityError
 	switch {
 	case errors.Is(err, fleet.ErrNotFound):
 		res.Code = fleet.CodeNotFound
 		res.Message = fmt.Sprintf("there is no node %s in cluster %s", w.item.Ref.Name, cluster)
+	case errors.As(err, &other):
+		res.Code = fleet.CodeUnavailable
+		res.Message = fmt.Sprintf("cluster %s was not written to: %s", cluster, other)
+		open = false
 	case errors.Is(err, kube.ErrCredentials):
 		res.Code = fleet.CodeUnauthorized
 		res.Message = fmt.Sprintf("cluster %s does not accept our credential", cluster)
@@ -110,6 +115,9 @@ func noClient(w *work, err error) (fleet.ItemResult, error) {
 	msg := fmt.Sprintf("cluster %s cannot be used", w.item.Ref.Cluster)
 	if errors.Is(err, fleet.ErrNotFound) {
 		msg = fmt.Sprintf("cluster %s is not known here any more", w.item.Ref.Cluster)
+	}
+	if e, ok := errors.AsType[*fleet.IdentityError](err); ok {
+		msg += ": " + e.Error()
 	}
 	return fleet.ItemResult{State: fleet.ItemFailed, Code: fleet.CodeUnavailable, Message: msg},
 		fmt.Errorf("%s of %s: %w", w.op.Action, w.item.Ref, err)

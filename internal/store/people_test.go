@@ -21,3 +21,8 @@ func TestRecord(t *testing.T) {
 	t.Parallel()
 	storetest.RunRecord(t, twoHandles)
 }
+
+func TestIdentities(t *testing.T) {
+	t.Parallel()
+	storetest.RunIdentities(t, twoHandles)
+}
