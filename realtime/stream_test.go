@@ -625,7 +625,7 @@ func FuzzEvent(f *testing.F) {
 		ctx, cancel := context.WithCancel(context.Background())
 		w := &creditWriter{
 			ResponseWriter: &bufferWriter{b: &out, h: http.Header{}}, ack: make(chan struct{}, 1), timeout: time.Minute,
-			cancel: func(error) { cancel() }, sent: func(int) {},
+			cancel: func(error) { cancel() }, sent: func(int, int) {},
 		}
 		w.rc = http.NewResponseController(w.ResponseWriter)
 		done := make(chan struct{})
