@@ -44,6 +44,7 @@ type Streamer struct {
 	byUser    map[string]int
 	byAddr    map[string]int
 	plain     map[string]int // lasting HTML streams over HTTP/1.x, by session
+	briefs    map[string]int // brief streams, by session
 	admission *rate.Limiter
 
 	batchMu sync.Mutex // guards batches and the boards' users
@@ -93,7 +94,7 @@ func NewStreamer(cfg StreamerConfig) *Streamer {
 		closing:   make(chan struct{}),
 		rate:      20,
 		conns:     map[*conn]struct{}{},
-		bySession: map[string]int{}, byUser: map[string]int{}, byAddr: map[string]int{}, plain: map[string]int{},
+		bySession: map[string]int{}, byUser: map[string]int{}, byAddr: map[string]int{}, plain: map[string]int{}, briefs: map[string]int{},
 		admission: rate.NewLimiter(rate.Limit(cfg.Admit), cfg.Admit),
 		batches:   map[string]*batchBoard{},
 	}
@@ -167,8 +168,8 @@ func (s *Streamer) Close(ctx context.Context) error {
 
 // admit counts a stream, or says that there are too many. Browsers open six connections to a host over HTTP/1.x, and
 // a stream that lasts holds one: so only some pages of a session get a lasting one. The others are served briefly and
-// come back every few seconds, and all of them load and follow. What is brief does not count for session and person,
-// who would otherwise be refused what saves them from a limit.
+// come back every few seconds, and all of them load and follow. What is brief has a limit of its own, or it would be
+// refused where it is meant to help, and takes none of the places for those who come back after a restart.
 func (s *Streamer) admit(c *conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,17 +180,19 @@ func (s *Streamer) admit(c *conn) error {
 		return s.later(reasonClosing, "the server is shutting down")
 	case len(s.conns) >= s.cfg.Total:
 		return s.refuse(reasonProcess, "streams of this server")
-	case !c.brief && v.Session != "" && s.bySession[v.Session] >= s.cfg.PerSession:
+	case c.brief && s.briefs[v.Session] >= s.cfg.PerSession, !c.brief && v.Session != "" && s.bySession[v.Session] >= s.cfg.PerSession:
 		return s.refuse(reasonSession, "streams of one session")
 	case !c.brief && v.UserID != "" && s.byUser[v.UserID] >= s.cfg.PerUser:
 		return s.refuse(reasonPerson, "streams of one person")
 	case v.Addr != "" && s.byAddr[v.Addr] >= s.cfg.PerAddr:
 		return s.refuse(reasonAddress, "streams of one address")
-	case !s.admission.Allow():
+	case !c.brief && !s.admission.Allow():
 		return s.later(reasonAdmission, "too many new streams at once")
 	}
 	s.conns[c] = struct{}{}
-	if !c.brief {
+	if c.brief {
+		s.briefs[v.Session]++
+	} else {
 		s.bySession[v.Session]++
 		s.byUser[v.UserID]++
 		if c.plain {
@@ -219,7 +222,9 @@ func (s *Streamer) release(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
-	if !c.brief {
+	if c.brief {
+		decrement(s.briefs, c.viewer.Session)
+	} else {
 		decrement(s.bySession, c.viewer.Session)
 		decrement(s.byUser, c.viewer.UserID)
 		if c.plain {
