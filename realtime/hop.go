@@ -32,9 +32,9 @@ type creditWriter struct {
 
 	// Only the handler's goroutine touches these.
 	armed  time.Time // when the deadline was set; zero: there is none
-	failed bool
-	bytes  int // of this message, on the wire
-	unack  int // in the buffer
+	failed error     // what ended the stream, errGone or errSlow
+	bytes  int       // of this message, on the wire
+	unack  int       // in the buffer
 
 	mu   sync.Mutex // guards everything below
 	cork bool       // more follows at once: leave it in the buffer
@@ -60,24 +60,23 @@ func (w *creditWriter) arm() {
 }
 
 // fail ends the stream. A client that takes too long is told from one that has left: HTTP/2 names no deadline in the
-// error, so the clock decides as well.
+// error, so the clock decides as well. The reason is kept, for net/http cancels the request's context before it says so.
 func (w *creditWriter) fail(err error) {
-	if w.failed {
+	if w.failed != nil {
 		return
 	}
-	w.failed = true
-	why := errGone
+	w.failed = errGone
 	if errors.Is(err, os.ErrDeadlineExceeded) || time.Since(w.armed) >= w.timeout {
-		why = errSlow
+		w.failed = errSlow
 	}
-	w.cancel(errors.Join(why, err))
+	w.cancel(errors.Join(w.failed, err))
 }
 
 // Write takes a part of a message. Compression needs the whole of it, so there it waits for the flush.
 func (w *creditWriter) Write(p []byte) (int, error) {
 	switch {
-	case w.failed:
-		return 0, errGone
+	case w.failed != nil:
+		return 0, w.failed
 	case w.gz != nil:
 		return w.gz.Write(p)
 	}
@@ -100,13 +99,13 @@ func (w *creditWriter) Flush() {
 	corked, what := w.cork, w.what
 	w.mu.Unlock()
 	plain := w.bytes
-	if w.gz != nil && !w.failed {
+	if w.gz != nil && w.failed == nil {
 		var out []byte
 		out, plain = w.gz.take(what)
 		_, _ = w.put(out) // a failure has ended the stream
 	}
 	w.unack += w.bytes
-	if !w.failed && (!corked || w.unack >= maxBytes) {
+	if w.failed == nil && (!corked || w.unack >= maxBytes) {
 		w.unack = 0
 		w.arm()
 		if err := w.rc.Flush(); err != nil {
@@ -128,7 +127,7 @@ func (w *creditWriter) finish() {
 		return
 	}
 	defer w.gz.drop()
-	if w.failed || !w.gz.begun {
+	if w.failed != nil || !w.gz.begun {
 		return
 	}
 	_, _ = w.put(w.gz.end()) // a client that is gone does not miss it

@@ -79,9 +79,12 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 				frames = append(frames, jsonEvent(s.m.partial(from), message{Type: typeReset, Time: time.Now()}))
 				reset = false
 			}
-			n := min(maxRows, len(snapshot))
-			for _, ver := range snapshot[:n] {
-				frames = append(frames, v.opening(ver, from))
+			// A client that stops reading in the middle holds no more of it than this.
+			n, size := 0, 0
+			for ; n < min(maxRows, len(snapshot)) && size < openBytes; n++ {
+				f := v.opening(snapshot[n], from)
+				size += len(f.ev.Data)
+				frames = append(frames, f)
 			}
 			if snapshot = snapshot[n:]; len(snapshot) > 0 {
 				return frames, ready, false
@@ -107,6 +110,9 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 		return nil, next, false
 	})
 }
+
+// openBytes is about how much of the first state is encoded ahead of a client.
+const openBytes = 16 << 10
 
 // ready is a channel to wait for when there is more to send already.
 var ready = func() <-chan struct{} {

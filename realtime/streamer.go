@@ -300,9 +300,9 @@ func (s *Streamer) serve(w http.ResponseWriter, r *http.Request, v Viewer, kind 
 	s.r3.RemoveStream(c.id)
 	c.w.finish()
 	switch {
-	case errors.Is(err, errSlow):
+	case errors.Is(c.w.failed, errSlow):
 		s.metrics.cut.WithLabelValues(cutSlow).Inc()
-	case errors.Is(err, errGone):
+	case c.w.failed != nil:
 		s.metrics.cut.WithLabelValues(cutGone).Inc()
 	}
 	s.log.Debug("stream ended", "kind", kind, "user", v.UserID, "dur", time.Since(opened), "err", err)
