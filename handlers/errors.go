@@ -91,6 +91,9 @@ func answerFor(err error, lang string) answer {
 		a.retry = e.Retry
 		a.message = views.Message(lang, "error.limit", map[string]string{"Part": e.What, "Retry": e.Retry.Round(time.Second).String()}, e.Error())
 	}
+	if e, ok := errors.AsType[*fleet.LaterError](err); ok {
+		a.retry = e.Retry
+	}
 	if a.status >= http.StatusInternalServerError {
 		a.message = ""
 	}

@@ -247,11 +247,12 @@ func (s *Streamer) Batch(w http.ResponseWriter, r *http.Request, bs BatchStream)
 		return err
 	}
 	defer s.unfollow(b)
-	return s.serve(w, r, bs.Viewer, "batch", func(ctx context.Context, c *conn) error { return s.pumpBatch(ctx, c, b, bs.Open) })
+	return s.serve(w, r, bs.Viewer, kindBatch, func(ctx context.Context, c *conn) error { return s.pumpBatch(ctx, c, b, bs.Open) })
 }
 
 func (s *Streamer) pumpBatch(ctx context.Context, c *conn, b *batchBoard, open []byte) error {
 	cur := parseBatchCursor(c.viewer.Since)
+	s.metrics.began(c, cur >= 0)
 	opened := len(open) == 0 || c.viewer.Format == JSON
 	started := false
 	id := func() string {
@@ -298,14 +299,16 @@ func (s *Streamer) pumpBatch(ctx context.Context, c *conn, b *batchBoard, open [
 func (s *Streamer) batchRows(batch fleet.Batch, items []itemSeen, before, lang string) []frame {
 	var frames []frame
 	var data []byte
-	for n, i := range items {
-		if n > 0 && (n%maxRows == 0 || len(data) >= maxBytes) {
-			frames, data = append(frames, event(before, "", data)), nil
+	rows := 0
+	for _, i := range items {
+		if rows == maxRows || len(data) >= maxBytes {
+			frames, data, rows = append(frames, event(before, "", data).holding(rows)), nil, 0
 		}
 		data = appendRow(data, s.batchRow(i, lang))
+		rows++
 	}
 	data = append(data, oneLine(s.render.safely("batch progress", func() []byte { return s.render.BatchProgress(batch, lang) }))...)
-	frames = append(frames, event(BatchCursor(batch), "", data))
+	frames = append(frames, event(BatchCursor(batch), "", data).holding(rows))
 	if batch.State == fleet.BatchDone {
 		frames = append(frames, s.batchEvent("done", batch, nil))
 	}
@@ -340,7 +343,7 @@ func (s *Streamer) batchMessages(b *batchBoard, batch fleet.Batch, items []itemS
 			s.log.Error("batch item not encodable", "batch", batch.ID, "node", i.Ref.String(), "err", err)
 			continue
 		}
-		frames = append(frames, event(before, "item", data))
+		frames = append(frames, event(before, "item", data).holding(1))
 	}
 	frames = append(frames, s.batchEvent("progress", batch, nil))
 	if batch.State == fleet.BatchDone {

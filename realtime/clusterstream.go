@@ -61,7 +61,7 @@ const clusterGap = 250 * time.Millisecond
 // Clusters serves the live rows of the clusters page. As JSON it sends one event `cluster` per cluster that changed
 // and `reset` before the whole state.
 func (s *Streamer) Clusters(w http.ResponseWriter, r *http.Request, cs ClusterStream) error {
-	return s.serve(w, r, cs.Viewer, "clusters", s.pumpClusters)
+	return s.serve(w, r, cs.Viewer, kindClusters, s.pumpClusters)
 }
 
 func (s *Streamer) pumpClusters(ctx context.Context, c *conn) error {
@@ -69,6 +69,7 @@ func (s *Streamer) pumpClusters(ctx context.Context, c *conn) error {
 	f.sync(s.m)
 	cur, base, known := s.m.parseCursor(c.viewer.Since)
 	known = known && cur == base
+	s.metrics.began(c, known)
 	pace := &pacer{rate: 4, most: clusterGap}
 	return s.loop(ctx, c, pace, func() string { return s.m.cursor(cur) },
 		func() ([]frame, <-chan struct{}, bool) {
@@ -106,7 +107,7 @@ func (s *Streamer) clusterRows(clusters []clusterAt, whole bool, rev uint64, lan
 	if whole {
 		b = partialEnd(b)
 	}
-	return event(s.m.cursor(rev), "", b)
+	return event(s.m.cursor(rev), "", b).holding(len(clusters))
 }
 
 func (s *Streamer) clusterMessages(clusters []clusterAt, whole bool, rev uint64) []frame {
@@ -124,7 +125,7 @@ func (s *Streamer) clusterMessages(clusters []clusterAt, whole bool, rev uint64)
 		if i == len(clusters)-1 {
 			id = s.m.cursor(rev)
 		}
-		frames = append(frames, event(id, "cluster", data))
+		frames = append(frames, event(id, "cluster", data).holding(1))
 	}
 	return frames
 }

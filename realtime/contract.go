@@ -41,7 +41,7 @@ type ManagerConfig struct {
 	Render  Renderer
 	// Identities keeps by which identity each cluster is known; nil: in memory, until the process ends.
 	Identities Identities
-	Epoch      string // names this process in cursors, letters and digits; "" for a random one
+	Epoch      string // names this process in cursors, letters and digits; "" for a random one. See Epoch
 
 	Probe      time.Duration // between two probes of a cluster [10 s]
 	Silence    time.Duration // a watch without event and bookmark for so long is taken for dead [90 s]
@@ -70,7 +70,10 @@ type StreamerConfig struct {
 	BatchPoll    time.Duration // re-read of a watched batch, should a hint be lost [2 s]
 	PerSession   int           // streams of one session [8]
 	PerUser      int           // streams of one person [32]
+	PerAddr      int           // streams of one client address [256]
 	Total        int           // streams of the process [12000]
+	Admit        int           // new streams a second; as many may come at once [500]
+	Plain        int           // lasting HTML streams of one session over HTTP/1.x; see Streamer.admit [4]
 }
 
 // Window is one page of a node list, read in one step: rows, counters and the cursor belong together.

@@ -19,9 +19,18 @@ const (
 	maxBytes = 64 << 10
 )
 
-// frame is one event on its way to a client.
+// frame is one event on its way to a client. Those who stand at the same place are sent the same one.
 type frame struct {
-	ev *sse.Event
+	ev     *sse.Event
+	shared *shared   // nil: nobody else gets it
+	made   time.Time // when it was made for the first of those who get it
+	rows   int       // nodes, clusters or items in it
+}
+
+// holding says how many rows are in the frame.
+func (f frame) holding(rows int) frame {
+	f.rows = rows
+	return f
 }
 
 // cursor is where a reader stands, as a client sends it back: epoch.revision.
@@ -72,7 +81,7 @@ func event(id, name string, data []byte) frame {
 	if name != "" {
 		ev.Event = []byte(name)
 	}
-	return frame{ev}
+	return frame{ev: ev, shared: &shared{}, made: time.Now()}
 }
 
 // oneLine returns HTML or JSON that means the same and holds no CR and no LF, the two characters that end a line of an
@@ -228,6 +237,10 @@ type position struct {
 	win   *window // what the client shows; nil: whatever it was at cur
 	reset bool    // what the client shows is not known
 	lang  string
+
+	seen   bool   // steps means something
+	steps  uint64 // of the pane, at the last look
+	merged uint64 // steps that came together with a later one, ever
 }
 
 // html returns what moves a reader to the present, and moves it. Everybody who stands at the same place gets the same
@@ -236,6 +249,10 @@ func (v *view) html(p *pane, pos *position) (frames []frame, next <-chan struct{
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	next = p.sig
+	if pos.seen && p.steps > pos.steps {
+		pos.merged += p.steps - pos.steps - 1
+	}
+	pos.seen, pos.steps = true, p.steps
 	if !pos.reset && pos.win == nil {
 		if pos.cur < p.rev || pos.cur > v.rev {
 			pos.reset = true
@@ -285,7 +302,7 @@ func (v *view) whole(p *pane, lang string) frame {
 	}
 	b = partialEnd(b)
 	b = v.appendTail(b, p, lang, 0, true)
-	return event(v.m.cursor(v.rev), "", b)
+	return event(v.m.cursor(v.rev), "", b).holding(len(p.win.refs))
 }
 
 // appendTail adds counters and badges that moved after a revision.
@@ -311,7 +328,7 @@ func (v *view) difference(p *pane, key memoKey) []frame {
 	rows := 0
 	next := func() {
 		if rows >= maxRows || len(b) >= maxBytes {
-			frames = append(frames, event(v.m.partial(key.cur), "", b))
+			frames = append(frames, event(v.m.partial(key.cur), "", b).holding(rows))
 			b, rows = nil, 0
 		}
 	}
@@ -356,12 +373,12 @@ func (v *view) difference(p *pane, key memoKey) []frame {
 	b = v.appendTail(b, p, key.lang, key.cur, from.page != to.page)
 	if from == to {
 		if len(b) > 0 {
-			frames = append(frames, event(v.m.cursor(v.rev), "", b))
+			frames = append(frames, event(v.m.cursor(v.rev), "", b).holding(rows))
 		}
 		return frames
 	}
 	if len(b) > 0 {
-		frames = append(frames, event(v.m.partial(key.cur), "", b))
+		frames = append(frames, event(v.m.partial(key.cur), "", b).holding(rows))
 	}
 	return append(frames, event(v.m.cursor(v.rev), "order", v.orderOf(to)))
 }
@@ -438,5 +455,5 @@ func (v *view) message(k jsonKey) frame {
 		m.Type, m.Time, m.Data = nodeUpdate, k.ver.node.UpdatedAt, v.m.render.json(k.ver)
 		m.Changes = k.what.names()
 	}
-	return jsonEvent(v.m.between(k.id.cur, k.id.base), m)
+	return jsonEvent(v.m.between(k.id.cur, k.id.base), m).holding(1)
 }

@@ -201,7 +201,7 @@ func (b *bench) put(cluster string, s spec) {
 
 func (b *bench) handle(w http.ResponseWriter, r *http.Request) {
 	v := Viewer{
-		Session: r.Header.Get("Session"), UserID: r.Header.Get("User"), Lang: "en",
+		Session: r.Header.Get("Session"), UserID: r.Header.Get("User"), Addr: r.Header.Get("Addr"), Lang: "en",
 		Since: r.Header.Get("Last-Event-ID"),
 	}
 	if v.Since == "" {
@@ -225,6 +225,9 @@ func (b *bench) handle(w http.ResponseWriter, r *http.Request) {
 		err = b.s.Clusters(w, r, ClusterStream{v})
 	case "/batch":
 		err = b.s.Batch(w, r, BatchStream{Viewer: v, Batch: r.URL.Query().Get("id"), Open: []byte(r.URL.Query().Get("open"))})
+	}
+	if e, ok := errors.AsType[*fleet.LaterError](err); ok {
+		w.Header().Set("Retry-After", strconv.Itoa(int(e.Retry.Seconds())))
 	}
 	switch {
 	case err == nil:

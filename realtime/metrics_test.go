@@ -30,11 +30,18 @@ func TestMetrics_SayWhatHappens(t *testing.T) {
 		"knm_cache_misses_total":                                 1,
 		"knm_cache_hits_total":                                   0,
 		"knm_cache_limit_bytes":                                  256 << 20,
-		"knm_stream_open":                                        1,
-		"knm_stream_refused_total":                               1,
+		"knm_stream_open format=json kind=nodes":                 1,
+		"knm_stream_open format=html kind=nodes":                 0,
+		"knm_stream_admitted_total served=lasting":               1,
+		"knm_stream_refused_total reason=person":                 1,
+		"knm_stream_refused_total reason=session":                0,
+		"knm_stream_limit limit=person":                          1,
+		"knm_stream_limit limit=message_rows":                    maxRows,
 		"knm_stream_fresh_total":                                 1,
 		"knm_stream_resumed_total":                               0,
-		"knm_stream_cut_total":                                   0,
+		"knm_stream_reset_total":                                 0,
+		"knm_stream_cut_total reason=slow":                       0,
+		"knm_stream_rows_total":                                  1,
 	}
 	got := gather(t, reg)
 	for name, v := range want {
@@ -45,8 +52,11 @@ func TestMetrics_SayWhatHappens(t *testing.T) {
 	if got["knm_cache_rows_bytes"] < 500 || got["knm_cache_nodes_bytes"] < 1000 {
 		t.Errorf("cache: %v bytes of rows, %v of nodes", got["knm_cache_rows_bytes"], got["knm_cache_nodes_bytes"])
 	}
-	if got["knm_stream_bytes_total"] == 0 || got["knm_stream_events_total"] == 0 {
-		t.Errorf("nothing counted as sent: %v", got)
+	if got["knm_stream_events_total"] != 2 { // the node and synced
+		t.Errorf("%v events counted, want 2", got["knm_stream_events_total"])
+	}
+	if plain, wire := got["knm_stream_bytes_total"], got["knm_stream_wire_bytes_total"]; wire == 0 || wire >= plain {
+		t.Errorf("%v bytes became %v on the wire, want fewer: the client takes gzip", plain, wire)
 	}
 	if err := b.m.Remove("a"); err != nil {
 		t.Fatal(err)

@@ -23,12 +23,16 @@ func (s *Streamer) Nodes(w http.ResponseWriter, r *http.Request, ns NodeStream) 
 		return fmt.Errorf("cluster %s: %w", q.Cluster, fleet.ErrNotFound)
 	}
 	if !s.m.admits(q) {
-		return s.refuse("different views of nodes")
+		return s.refuse(reasonViews, "different views of nodes")
+	}
+	kind := kindNodes
+	if ns.Node != nil {
+		kind = kindNode
 	}
 	if ns.Format == JSON {
-		return s.serve(w, r, ns.Viewer, "nodes.json", func(ctx context.Context, c *conn) error { return s.pumpJSON(ctx, c, q) })
+		return s.serve(w, r, ns.Viewer, kind, func(ctx context.Context, c *conn) error { return s.pumpJSON(ctx, c, q) })
 	}
-	return s.serve(w, r, ns.Viewer, "nodes.html", func(ctx context.Context, c *conn) error { return s.pumpHTML(ctx, c, q) })
+	return s.serve(w, r, ns.Viewer, kind, func(ctx context.Context, c *conn) error { return s.pumpHTML(ctx, c, q) })
 }
 
 func (s *Streamer) pumpHTML(ctx context.Context, c *conn, q *Query) error {
@@ -38,18 +42,16 @@ func (s *Streamer) pumpHTML(ctx context.Context, c *conn, q *Query) error {
 	defer v.unwatch(p)
 	pos := &position{lang: c.viewer.Lang}
 	cur, base, ok := s.m.parseCursor(c.viewer.Since)
-	if pos.cur = cur; !ok || cur != base {
-		pos.reset = true
-		s.metrics.fresh.Inc()
-	} else {
-		s.metrics.resumed.Inc()
-	}
+	pos.cur, pos.reset = cur, !ok || cur != base
+	s.metrics.began(c, !pos.reset)
 	return s.loop(ctx, c, s.pace(), func() string { return s.m.cursor(pos.cur) },
 		func() ([]frame, <-chan struct{}, bool) {
 			if v.orphaned() {
 				return []frame{bye(s.m.cursor(pos.cur), byeCluster)}, nil, true
 			}
+			before := pos.merged
 			frames, next := v.html(p, pos)
+			s.metrics.merged.Add(float64(pos.merged - before))
 			return frames, next, false
 		})
 }
@@ -60,11 +62,7 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 	cur, base, known := s.m.parseCursor(c.viewer.Since)
 	at := place{cur, base}
 	snapshot, from, known := v.open(cur, known)
-	if known {
-		s.metrics.resumed.Inc()
-	} else {
-		s.metrics.fresh.Inc()
-	}
+	s.metrics.began(c, known)
 	synced := false
 	reset := !known && c.viewer.Since != ""
 	id := func() string {
@@ -84,9 +82,12 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 				frames = append(frames, jsonEvent(s.m.partial(from), message{Type: typeReset, Time: time.Now()}))
 				reset = false
 			}
-			n := min(maxRows, len(snapshot))
-			for _, ver := range snapshot[:n] {
-				frames = append(frames, v.opening(ver, from))
+			// A client that stops reading in the middle holds no more of it than this.
+			n, size := 0, 0
+			for ; n < min(maxRows, len(snapshot)) && size < openBytes; n++ {
+				f := v.opening(snapshot[n], from)
+				size += len(f.ev.Data)
+				frames = append(frames, f)
 			}
 			if snapshot = snapshot[n:]; len(snapshot) > 0 {
 				return frames, ready, false
@@ -113,6 +114,9 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 	})
 }
 
+// openBytes is about how much of the first state is encoded ahead of a client.
+const openBytes = 16 << 10
+
 // ready is a channel to wait for when there is more to send already.
 var ready = func() <-chan struct{} {
 	c := make(chan struct{})
@@ -136,7 +140,7 @@ func (v *view) opening(ver *version, rev uint64) frame {
 	ref := ver.node.Ref
 	return jsonEvent(v.m.partial(rev), message{
 		Type: nodeAdd, Cluster: ref.Cluster, Node: ref.Name, Data: v.m.render.json(ver), Time: ver.node.UpdatedAt,
-	})
+	}).holding(1)
 }
 
 // syncedEvent ends the first state. It names the clusters' states: no nodes of a cluster that is not live means

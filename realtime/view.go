@@ -72,6 +72,7 @@ type pane struct {
 	win   *window
 	rev   uint64 // last time the window's membership or order moved
 	sig   chan struct{}
+	steps uint64              // times that readers were woken
 	memo  map[memoKey][]frame // what to send to whoever stands where; outdated with every signal
 }
 
@@ -363,6 +364,7 @@ func (v *view) refresh(p *pane, touched map[fleet.NodeRef]struct{}, wake bool) {
 	}
 	if wake {
 		p.memo = nil
+		p.steps++
 		close(p.sig)
 		p.sig = make(chan struct{})
 	}

@@ -8,11 +8,10 @@ import (
 )
 
 // htmxConfigJSON: extensions are a whitelist; elements with data-keep and the text of times are the browser's own and
-// are never morphed; data-ui- attributes are set by our scripts. A reconnect waits anything from nothing to twice the
-// delay, which is full jitter.
+// are never morphed; data-ui- attributes are set by our scripts. live.js decides when a stream is opened again.
 const htmxConfigJSON = `{"extensions":"hx-csp, sse","morphSkip":"[data-keep]","morphSkipChildren":"time",` +
 	`"morphIgnore":["data-htmx-powered","data-ui-"],"history":"reload","includeIndicatorCSS":false,` +
-	`"sse":{"reconnectDelay":500,"reconnectMaxDelay":15000,"reconnectJitter":1}}`
+	`"sse":{"reconnectMaxAttempts":0,"pauseOnBackground":false,"connectTimeout":15000}}`
 
 func htmlLang(lang string) string {
 	if lang == "zh" {
@@ -23,7 +22,7 @@ func htmlLang(lang string) string {
 
 // scriptKeys are the texts that the scripts use: script.<name> in the catalogue.
 var scriptKeys = []string{
-	"live", "connecting", "reconnecting", "stale", "ended", "signin", "signedout", "forbidden", "newbuild",
+	"live", "polling", "connecting", "reconnecting", "stale", "ended", "signin", "signedout", "forbidden", "newbuild",
 	"reload", "moved_one", "moved_other", "copied", "copyfailed", "selected_one", "selected_other",
 	"cordon_one", "cordon_other", "uncordon_one", "uncordon_other", "allmatching", "partmatching", "allfailed",
 	"failed", "now", "cancelling", "brokenoff", "open",

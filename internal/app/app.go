@@ -86,7 +86,10 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 
 	record := audit.New(a.store, a.component("audit"))
 	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.component("auth")})
-	a.manager = realtime.NewManager(realtime.ManagerConfig{Logger: a.component("realtime"), Metrics: registry, Render: renderer{}, Identities: a.store})
+	a.manager = realtime.NewManager(realtime.ManagerConfig{
+		Logger: a.component("realtime"), Metrics: registry, Render: renderer{}, Identities: a.store,
+		Epoch: realtime.Epoch(opts.Version),
+	})
 	if err := a.addClusters(); err != nil {
 		return nil, err
 	}
@@ -103,6 +106,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	})
 	a.streams = realtime.NewStreamer(realtime.StreamerConfig{
 		Manager: a.manager, Batches: a.engine, Render: renderer{}, Logger: a.component("streams"), Metrics: registry,
+		PerSession: cfg.Streams.PerSession, PerUser: cfg.Streams.PerPerson, PerAddr: cfg.Streams.PerAddress, Total: cfg.Streams.Total,
 	})
 	changed = a.streams.BatchChanged
 	a.auth.OnEnd(func(e auth.End) {

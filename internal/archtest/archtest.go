@@ -52,7 +52,9 @@ var rules = map[string]rule{
 		never:   []string{k8s, chi, tpl},
 	},
 	"realtime": {
-		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s, prom, "github.com/r3labs/sse/v2"}, never: []string{chi, tpl, sql},
+		ours:    []string{"internal/fleet", "internal/kube"},
+		outside: []string{k8s, prom, "github.com/r3labs/sse/v2", "github.com/klauspost/compress/flate", "golang.org/x/time/rate"},
+		never:   []string{chi, tpl, sql},
 	},
 	"static": {never: []string{k8s, chi, tpl, sql}},
 	"views": {

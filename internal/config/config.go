@@ -53,6 +53,12 @@ type Serve struct {
 	MetricsListen string // "" for none
 	LogFormat     string // json or text
 	LogLevel      slog.Level
+	Streams       Streams
+}
+
+// Streams bounds the live streams that may be open at once; all are positive.
+type Streams struct {
+	PerSession, PerPerson, PerAddress, Total int
 }
 
 // TLS tells whether our own listener speaks TLS.
@@ -125,6 +131,7 @@ func (s Serve) LogValue() slog.Value {
 		slog.Any("trusted_proxy", s.Proxies),
 		slog.Bool("tls", s.TLS()),
 		slog.String("metrics_listen", s.MetricsListen),
+		slog.Any("streams", s.Streams),
 	)
 }
 

@@ -41,8 +41,17 @@ type serveCmd struct {
 	TLSSelfSigned bool     `name:"tls-self-signed" help:"Serve TLS with a certificate made at the start."`
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
-	LogFormat     string   `default:"json" enum:"json,text" help:"json or text."`
-	LogLevel      string   `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	streams
+	LogFormat string `default:"json" enum:"json,text" help:"json or text."`
+	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+}
+
+// streams are the limits of live streams.
+type streams struct {
+	PerSession int `name:"streams-per-session" default:"8" placeholder:"N" help:"Live streams of one session (${default})."`
+	PerPerson  int `name:"streams-per-person" default:"32" placeholder:"N" help:"Live streams of one person (${default})."`
+	PerAddress int `name:"streams-per-address" default:"256" placeholder:"N" help:"Live streams of one client address (${default})."`
+	Total      int `name:"streams" default:"12000" placeholder:"N" help:"Live streams in all (${default})."`
 }
 
 type userNameCmd struct {
@@ -250,6 +259,7 @@ func (s serveCmd) config(p *problems) Serve {
 		InsecureHTTP:  s.InsecureHTTP,
 		MetricsListen: s.MetricsListen,
 		LogFormat:     s.LogFormat,
+		Streams:       s.streams.config(p),
 	}
 	if err := cfg.LogLevel.UnmarshalText([]byte(s.LogLevel)); err != nil {
 		p.add("log-level", "%q is not a level", s.LogLevel)
@@ -285,6 +295,21 @@ func (s serveCmd) config(p *problems) Serve {
 			"an https --external-url when a proxy ends TLS, or --insecure-http if you accept that", s.Listen)
 	}
 	return cfg
+}
+
+func (s streams) config(p *problems) Streams {
+	for _, limit := range []struct {
+		flag string
+		n    int
+	}{
+		{"streams-per-session", s.PerSession}, {"streams-per-person", s.PerPerson}, {"streams-per-address", s.PerAddress},
+		{"streams", s.Total},
+	} {
+		if limit.n < 1 {
+			p.add(limit.flag, "%d is not a positive number", limit.n)
+		}
+	}
+	return Streams(s)
 }
 
 // checkListen reports whether addr can only be reached from this host.

@@ -97,3 +97,15 @@ func short(uid string) string {
 	}
 	return uid
 }
+
+// LaterError says that this is a bad moment, for reasons that are not the asker's, and when a better one is. It is
+// ErrUnavailable.
+type LaterError struct {
+	What  string
+	Retry time.Duration // when to try again
+}
+
+func (e *LaterError) Error() string { return fmt.Sprintf("%s; try again in %s", e.What, e.Retry) }
+
+// Is makes every LaterError an ErrUnavailable.
+func (e *LaterError) Is(target error) bool { return target == ErrUnavailable }

@@ -1,72 +1,128 @@
-// What htmx's stream lacks: a first connect that fails is tried again, a stream that went silent is dropped and resumed,
-// and a refusal ends it with a way to sign in. Beside that: the indicator, the order of rows, and the marks on what
-// has just changed.
+// What htmx's stream lacks. It opens one connection and puts in what comes; when to open the next one is decided here:
+// with full jitter, as late as the server asks, where the last one ended, never in a hidden tab, and not at all after a
+// refusal, which offers a way to sign in. Beside that: the indicator, the order of rows, and the marks on what has just
+// changed.
 import {t, count, clock} from "./text.js";
 
-const silence = 45_000; // the server says something every 20 s
+// The server says something every 20 s. Tests are in more of a hurry: data-silence, in milliseconds.
+const silence = el => Number(el.dataset.silence) || 45_000;
+
+const first = 500, most = 30_000; // the wait is anything from nothing to first, twice that, and so on up to most
+const longest = 300; // a server that asks for more seconds than these is not believed
+
+// backoff is how long to wait before an attempt, in milliseconds.
+export const backoff = (attempt, random = Math.random) => random() * Math.min(first * 2 ** Math.min(attempt, 16), most);
 
 // follow guards one streaming element; say is told how it goes.
 export function follow(el, say = () => {}) {
-  let attempt = 0, conn = null, seen = Date.now(), changed = Date.now(), over = false, waiting = 0;
+  let conn = null, cursor = '', attempt = 0, waiting = 0, resting = false, over = false;
+  let seen = Date.now(), changed = Date.now();
+  let asked = null; // milliseconds after which the server wants us back; null: it did not say
+  let quiet = false; // the coming reconnect is part of how it works, or was said already
 
-  const again = retryAfter => {
-    if (over || waiting || el._htmx?.sse) return;
-    say('reconnecting', changed);
-    const wait = Math.max(retryAfter * 1000 || 0, Math.random() * Math.min(500 * 2 ** attempt++, 30_000));
-    waiting = setTimeout(() => {
-      waiting = 0;
-      // A hidden tab needs no stream; it asks again when somebody looks.
-      if (document.hidden) document.addEventListener('visibilitychange', () => again(0), {once: true});
-      else htmx.trigger(el, 'live-retry');
-    }, wait);
+  const connect = () => {
+    waiting = 0;
+    if (over || !el.isConnected) return;
+    if (!document.hidden) {
+      htmx.trigger(el, 'live-retry');
+      return;
+    }
+    resting = true; // a hidden tab needs no stream; it asks again when somebody looks
+  };
+  const again = wait => {
+    if (over || waiting || resting) return;
+    if (!quiet) say('reconnecting', changed);
+    waiting = setTimeout(connect, wait);
   };
   const end = why => {
     over = true;
-    if (conn) {
-      conn.config.reconnectMaxAttempts = 0;
-      conn.reader?.cancel();
-    }
+    clearTimeout(waiting);
+    clearInterval(watchdog);
+    document.removeEventListener('visibilitychange', looked);
+    conn?.reader?.cancel();
     say(why, changed);
   };
-  const refused = status => {
-    if (status !== 401 && status !== 403) return false;
-    end(status === 401 ? 'signedout' : 'forbidden');
-    return true;
+  const looked = () => {
+    if (!el.isConnected) {
+      document.removeEventListener('visibilitychange', looked);
+    } else if (document.hidden) {
+      if (conn) {
+        quiet = true;
+        asked = 0;
+        conn.reader?.cancel();
+      }
+    } else if (resting) {
+      resting = false;
+      connect();
+    }
   };
   const mine = handler => e => { if (e.target === el) handler(e.detail ?? {}); };
 
-  el.addEventListener('htmx:response:error', mine(d => {
-    refused(d.ctx.response.status) || again(Number(d.ctx.response.headers.get('Retry-After')));
+  el.addEventListener('htmx:config:request', mine(({ctx}) => {
+    if (cursor) ctx.request.headers['Last-Event-ID'] = cursor;
   }));
-  el.addEventListener('htmx:error', mine(() => again(0)));
-  el.addEventListener('htmx:sse:before:connection', mine(() => { if (conn && !over && !document.hidden) say('reconnecting', changed); }));
-  el.addEventListener('htmx:sse:after:connection', mine(d => {
-    attempt = 0;
-    conn = d.connection;
+  el.addEventListener('htmx:response:error', mine(({ctx}) => {
+    const {status, headers} = ctx.response;
+    if (status === 401 || status === 403) {
+      end(status === 401 ? 'signedout' : 'forbidden');
+      return;
+    }
+    // Everybody who is refused at once is told the same second: what is added keeps them apart.
+    const after = Math.min(Number(headers.get('Retry-After')) || 0, longest);
+    again(after * 1000 + backoff(attempt++));
+  }));
+  el.addEventListener('htmx:error', mine(() => again(backoff(attempt++))));
+  el.addEventListener('htmx:sse:before:connection', mine(({connection}) => {
+    connection.config.reconnectMaxAttempts = 0;
+    if (document.hidden) connection.cancelled = resting = true; // opened in the background
+  }));
+  el.addEventListener('htmx:sse:after:connection', mine(({connection}) => {
+    conn = connection;
+    asked = null;
+    quiet = false;
     seen = Date.now();
     say('live', changed);
   }));
-  el.addEventListener('htmx:sse:error', mine(d => { if (d.status) refused(d.status); }));
-  el.addEventListener('htmx:sse:after:message', mine(d => {
+  el.addEventListener('htmx:sse:after:message', mine(({connection, message}) => {
     seen = Date.now();
-    if (!d.message.event) {
+    attempt = 0;
+    cursor = connection.lastEventId;
+    if (!message.event) {
       changed = seen;
       say('changed', changed);
     }
   }));
-  el.addEventListener('htmx:sse:close', mine(d => { if (d.reason === 'ended') again(0); }));
-  el.addEventListener('bye', mine(d => end(d.data === 'cluster-gone' ? 'ended' : 'signedout')));
+  el.addEventListener('htmx:sse:close', mine(({connection, reason}) => {
+    if (connection !== conn || reason !== 'ended') return;
+    conn = null;
+    again(asked ?? backoff(attempt++));
+  }));
+  el.addEventListener('restart', mine(() => {
+    asked = conn?.config.reconnectDelay ?? null; // the message carried it, another one for each of us
+  }));
+  el.addEventListener('poll', mine(({data}) => {
+    asked = Number(data) || 2000;
+    quiet = true;
+    say('polling', changed);
+  }));
+  el.addEventListener('bye', mine(({data}) => end(data === 'cluster-removed' ? 'ended' : 'signedout')));
   el.addEventListener('done', mine(() => end('ended')));
   el.addEventListener('reload', mine(() => say('newbuild', changed)));
+  document.addEventListener('visibilitychange', looked);
 
+  // A connection that is silent for too long is dead, whatever TCP thinks of it.
   const watchdog = setInterval(() => {
-    if (over || !el.isConnected) clearInterval(watchdog);
-    else if (!document.hidden && conn?.reader && Date.now() - seen > silence) {
+    if (!el.isConnected) {
+      clearInterval(watchdog);
+      return;
+    }
+    if (conn?.reader && Date.now() - seen > silence(el)) {
       seen = Date.now(); // one chance per silence
+      quiet = true;
       say('stale', changed);
       conn.reader.cancel();
     }
-  }, 5000);
+  }, 1000);
 }
 
 // ---- the indicator -------------------------------------------------------------------------------------------------
@@ -78,6 +134,7 @@ function indicate(state, changed) {
   const text = {
     connecting: () => t('connecting'),
     live: () => t('live'),
+    polling: () => t('live'),
     reconnecting: () => t('reconnecting', {time: clock(changed)}),
     stale: () => t('stale', {time: clock(changed)}),
     signedout: () => t('stale', {time: clock(changed)}),
@@ -85,7 +142,8 @@ function indicate(state, changed) {
     ended: () => t('ended'),
   }[state]?.();
   if (!text) return;
-  light.dataset.uiState = state;
+  light.dataset.uiState = state === 'polling' ? 'live' : state;
+  light.title = state === 'polling' ? t('polling') : '';
   const words = light.querySelector('[data-text]');
   if (words.textContent !== text) words.textContent = text;
 }
