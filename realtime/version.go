@@ -72,6 +72,21 @@ func (r *renderer) row(v *version, lang string) []byte {
 	return b
 }
 
+// group is the <tr> of a group's header in a language, rendered on first use.
+func (r *renderer) group(h *header, lang string) []byte {
+	h.cells.mu.Lock()
+	defer h.cells.mu.Unlock()
+	if b, ok := h.cells.rows[lang]; ok {
+		return b
+	}
+	b := oneLine(r.safely("group row", func() []byte { return r.GroupRow(h.Group, lang) }))
+	if h.cells.rows == nil {
+		h.cells.rows = make(map[string][]byte, 1)
+	}
+	h.cells.rows[lang] = b
+	return b
+}
+
 // json is the node's JSON, encoded on first use.
 func (r *renderer) json(v *version) []byte {
 	v.cells.mu.Lock()

@@ -352,6 +352,11 @@ func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, err
 // renderer makes the views' renderer speak realtime's types.
 type renderer struct{ views.Renderer }
 
+// GroupRow implements realtime.Renderer.
+func (r renderer) GroupRow(g realtime.Group, lang string) []byte {
+	return r.Renderer.GroupRow(views.Group(g), lang)
+}
+
 // Counts implements realtime.Renderer.
 func (r renderer) Counts(c realtime.Counts, page, pages, total int, lang string) []byte {
 	return r.Renderer.Counts(views.Counts(c), page, pages, total, lang)
