@@ -38,6 +38,8 @@ type Config struct {
 type Nodes interface {
 	// Window is the page of the query with the cursor it was read at, in one step under one lock.
 	Window(q *realtime.Query, lang string) realtime.Window
+	// List is every node of the query as JSON, or one page of them, with the cursor it was read at.
+	List(q *realtime.Query, paged bool) realtime.List
 	// Node returns ErrNotFound for an unknown cluster or node.
 	Node(ref fleet.NodeRef) (*fleet.Node, error)
 	// FullNode is the whole corev1.Node as cached, as JSON.

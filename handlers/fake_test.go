@@ -83,6 +83,21 @@ func (wd *world) Window(q *realtime.Query, lang string) realtime.Window {
 	return w
 }
 
+func (wd *world) List(q *realtime.Query, paged bool) realtime.List {
+	win := wd.Window(q, "en")
+	l := realtime.List{Cursor: win.Cursor, Revision: win.Revision, Total: win.Total, Page: win.Page, Pages: win.Pages, Groups: win.Groups}
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	var items [][]byte
+	for _, n := range wd.nodes {
+		if b, err := fleet.NodeJSON(n); q.Match(n) && err == nil && (!paged || len(items) < q.PerPage) {
+			items = append(items, b)
+		}
+	}
+	l.Items = slices.Values(items)
+	return l
+}
+
 func (wd *world) clusters() []fleet.Cluster {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return []fleet.Cluster{

@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -17,7 +18,7 @@ import (
 )
 
 // queryParams are the words of a node query, the same on every address that takes one.
-var queryParams = []string{"q", "sort", "page", "per_page"}
+var queryParams = []string{"q", "sort", "page", "per_page", "group"}
 
 // refsLimit is the greatest number of nodes that one batch takes.
 const refsLimit = 5000
@@ -113,8 +114,9 @@ func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
 	win := s.cfg.Nodes.Window(q, lang)
 	p.Query = views.Query{
 		Cluster: cluster, Q: q.Text, Sort: q.Sort, Page: win.Page, PerPage: q.PerPage, Pages: win.Pages, Total: win.Total,
+		Group: q.Group,
 	}
-	p.Rows, p.Counts, p.Facets, p.Clusters = win.Rows, views.Counts(win.Counts), views.Facets(win.Facets), win.Clusters
+	p.Rows, p.Counts, p.Facets, p.Clusters = win.Lines(), views.Counts(win.Counts), views.Facets(win.Facets), win.Clusters
 	if p.QueryError != "" {
 		p.Query.Q, p.Query.Page, p.Query.Pages, p.Query.Total = r.URL.Query().Get("q"), 1, 1, 0
 		p.Rows, p.Counts = nil, views.Counts{}
@@ -128,7 +130,7 @@ func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
 // a later one was asked for.
 func streamURL(cluster string, asked url.Values, win realtime.Window) string {
 	v := url.Values{"since": {win.Cursor}}
-	for _, name := range []string{"q", "sort", "per_page"} {
+	for _, name := range []string{"q", "sort", "per_page", "group"} {
 		if asked.Get(name) != "" {
 			v.Set(name, asked.Get(name))
 		}
@@ -262,41 +264,85 @@ func (s *server) apiQuery(r *http.Request, more ...string) (*realtime.Query, err
 	return q, nil
 }
 
-// listNodes answers with every node that matches, or with one page if one is asked for. The revision is read first: a
-// stream that starts there misses nothing.
+// listNodes answers with every node that matches, or with one page if one is asked for: one moment of them, with the
+// cursor at which a stream goes on. The nodes are written through as they are cached.
 func (s *server) listNodes(w http.ResponseWriter, r *http.Request) error {
 	q, err := s.apiQuery(r)
 	if err != nil {
 		return err
 	}
-	win := s.cfg.Nodes.Window(q, views.Languages[0])
-	nodes := win.Nodes
 	v := r.URL.Query()
 	paged := v.Has("page") || v.Has("per_page")
-	if !paged && win.Total > len(nodes) {
-		nodes = nil
-		for _, ref := range s.cfg.Nodes.Matching(q, win.Total) {
-			n, err := s.cfg.Nodes.Node(ref)
-			if errors.Is(err, fleet.ErrNotFound) {
-				continue // deleted since
-			}
-			if err != nil {
-				return err
-			}
-			nodes = append(nodes, n)
-		}
-	}
-	items := make([]json.RawMessage, len(nodes))
-	for i, n := range nodes {
-		if items[i], err = fleet.NodeJSON(n); err != nil {
-			return err
-		}
-	}
-	body := map[string]any{"items": items, "revision": win.Revision, "cursor": win.Cursor, "total": win.Total}
+	list := s.cfg.Nodes.List(q, paged)
+	head := struct {
+		Cursor   string       `json:"cursor"`
+		Revision uint64       `json:"revision"`
+		Total    int          `json:"total"`
+		Page     int          `json:"page,omitempty"`
+		Pages    int          `json:"pages,omitempty"`
+		Groups   *[]groupJSON `json:"groups,omitempty"`
+	}{Cursor: list.Cursor, Revision: list.Revision, Total: list.Total}
 	if paged {
-		body["page"], body["pages"] = win.Page, win.Pages
+		head.Page, head.Pages = list.Page, list.Pages
 	}
-	return writeJSON(w, http.StatusOK, body)
+	if q.Group != "" {
+		head.Groups = new(groupsJSON(list.Groups))
+	}
+	b, err := json.Marshal(head)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	// What cannot be written has nobody who reads it: the first error stays in the writer and drops the rest.
+	out := bufio.NewWriterSize(w, listBuffer)
+	_, _ = out.Write(b[:len(b)-1])
+	_, _ = out.WriteString(`,"items":[`)
+	first := true
+	for item := range list.Items {
+		if !first {
+			_ = out.WriteByte(',')
+		}
+		first = false
+		if _, err := out.Write(item); err != nil {
+			return nil // a client that is gone is noticed by the server
+		}
+	}
+	_, _ = out.WriteString("]}\n")
+	_ = out.Flush()
+	return nil
+}
+
+// listBuffer is how much of a list goes to the connection at once.
+const listBuffer = 64 << 10
+
+// groupJSON is one group of a list, with sums over all of its nodes, whatever the page.
+type groupJSON struct {
+	Value       string          `json:"value"`
+	Nodes       int             `json:"nodes"`
+	Ready       int             `json:"ready"`
+	NotReady    int             `json:"not_ready"`
+	Unknown     int             `json:"unknown"`
+	Cordoned    int             `json:"cordoned"`
+	Pressure    int             `json:"pressure"`
+	Allocatable allocatableJSON `json:"allocatable"`
+}
+
+type allocatableJSON struct {
+	CPUMilli    int64 `json:"cpu_milli"`
+	MemoryBytes int64 `json:"memory_bytes"`
+	Pods        int64 `json:"pods"`
+}
+
+func groupsJSON(groups []realtime.Group) []groupJSON {
+	out := make([]groupJSON, len(groups))
+	for i, g := range groups {
+		out[i] = groupJSON{
+			Value: g.Value, Nodes: g.Nodes, Ready: g.Ready, NotReady: g.NotReady, Unknown: g.Unknown, Cordoned: g.Cordoned,
+			Pressure: g.Pressure, Allocatable: allocatableJSON{g.CPUMilli, g.MemoryBytes, g.Pods},
+		}
+	}
+	return out
 }
 
 // listRefs names every node that matches, for "select all matching". Total says how many there are when they are more

@@ -52,7 +52,7 @@ type batchBoard struct {
 
 type itemSeen struct {
 	fleet.Item
-	cells *itemRows
+	rows *byLang
 }
 
 // Least distance of two readings of one batch, and the deadline of one.
@@ -201,7 +201,7 @@ func (s *Streamer) readOnce(ctx context.Context, b *batchBoard) error {
 		b.items = make([]itemSeen, 0, len(items))
 	}
 	for _, item := range items {
-		seen := itemSeen{item, &itemRows{}}
+		seen := itemSeen{item, &byLang{}}
 		i, ok := slices.BinarySearchFunc(b.items, item.Seq, func(have itemSeen, seq int) int { return have.Seq - seq })
 		if ok {
 			b.items[i] = seen
@@ -315,24 +315,10 @@ func (s *Streamer) batchRows(batch fleet.Batch, items []itemSeen, before, lang s
 	return frames
 }
 
-// itemRows are the renderings of one state of an item, by language.
-type itemRows struct {
-	mu   sync.Mutex // guards rows
-	rows map[string][]byte
-}
-
 func (s *Streamer) batchRow(i itemSeen, lang string) []byte {
-	i.cells.mu.Lock()
-	defer i.cells.mu.Unlock()
-	if row, ok := i.cells.rows[lang]; ok {
-		return row
-	}
-	row := oneLine(s.render.safely("batch item", func() []byte { return s.render.BatchItem(i.Item, lang) }))
-	if i.cells.rows == nil {
-		i.cells.rows = map[string][]byte{}
-	}
-	i.cells.rows[lang] = row
-	return row
+	return i.rows.get(lang, func() []byte {
+		return oneLine(s.render.safely("batch item", func() []byte { return s.render.BatchItem(i.Item, lang) }))
+	})
 }
 
 func (s *Streamer) batchMessages(b *batchBoard, batch fleet.Batch, items []itemSeen, before string) []frame {

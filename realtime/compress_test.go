@@ -263,6 +263,10 @@ func TestStream_Compressed(t *testing.T) {
 // viewsRenderer is the product's own.
 type viewsRenderer struct{ views.Renderer }
 
+func (r viewsRenderer) GroupRow(g Group, lang string) []byte {
+	return r.Renderer.GroupRow(views.Group(g), lang)
+}
+
 func (r viewsRenderer) Counts(c Counts, page, pages, total int, lang string) []byte {
 	return r.Renderer.Counts(views.Counts(c), page, pages, total, lang)
 }

@@ -10,13 +10,17 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
-// Renderer turns what changed into fragments. Rows (NodeRow, ClusterRow, BatchItem) are one plain <tr id="…"> without
+// Renderer turns what changed into fragments. Rows (NodeRow, GroupRow, ClusterRow, BatchItem) are one plain <tr id="…"> without
 // any hx-swap-oob: the stream adds it. Everything else carries its own hx-swap-oob. A row depends on nothing but its
 // argument and the language, so that one rendering serves every viewer. Methods are called from many goroutines.
 type Renderer interface {
 	NodeRow(n *fleet.Node, lang string) []byte
 	// NodeID is the DOM id of NodeRow.
 	NodeID(ref fleet.NodeRef) string
+	// GroupRow is the header of a group, among the rows of its nodes.
+	GroupRow(g Group, lang string) []byte
+	// GroupID is the DOM id of GroupRow.
+	GroupID(value string) string
 	// Counts are the counters and the pager of a list.
 	Counts(c Counts, page, pages, total int, lang string) []byte
 	// ClusterBadge is the small indicator of a cluster's state on node pages.
@@ -82,12 +86,33 @@ type Window struct {
 	Revision uint64
 	Nodes    []*fleet.Node // shared, read-only, in order
 	Rows     [][]byte      // the live row of each node in the asked language
+	Heads    []Head        // headers of the groups on the page, in order
+	Groups   []Group       // every group of the query in order, shared, read-only; nil if it is not grouped
 	Total    int           // nodes that match, on every page
 	Page     int           // the page shown; the last one if a later one was asked
 	Pages    int           // at least 1
 	Counts   Counts
 	Facets   Facets
 	Clusters []fleet.Cluster // those the query names, in order of name
+}
+
+// Head is the live row of a group's header.
+type Head struct {
+	Before int // index of the node that it stands before
+	Row    []byte
+}
+
+// Lines are the live rows of nodes and groups as the page shows them.
+func (w Window) Lines() [][]byte {
+	lines := make([][]byte, 0, len(w.Rows)+len(w.Heads))
+	heads := w.Heads
+	for i, row := range w.Rows {
+		if len(heads) > 0 && heads[0].Before == i {
+			lines, heads = append(lines, heads[0].Row), heads[1:]
+		}
+		lines = append(lines, row)
+	}
+	return lines
 }
 
 // Counts are counters over all nodes that match a query.

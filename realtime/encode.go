@@ -297,8 +297,8 @@ func distance(from, to *window) int {
 // whole is the page from scratch, as one swap that keeps what the person is doing in it.
 func (v *view) whole(p *pane, lang string) frame {
 	b := partialStart(nil, "#rows", "innerMorph")
-	for _, ref := range p.win.refs {
-		b = append(b, v.m.render.row(v.items[ref].ver, lang)...)
+	for l := range p.win.lines {
+		b = append(b, v.row(l, lang)...)
 	}
 	b = partialEnd(b)
 	b = v.appendTail(b, p, lang, 0, true)
@@ -343,17 +343,24 @@ func (v *view) difference(p *pane, key memoKey) []frame {
 		b = appendRow(b, v.m.render.row(it.ver, key.lang))
 		rows++
 	}
+	for _, h := range to.heads {
+		if l := (line{group: h.value, header: true}); v.sums.by[h.value].rev > key.cur && from.holds(l) {
+			next()
+			b = appendRow(b, v.row(l, key.lang))
+			rows++
+		}
+	}
 	if from != to {
-		for _, ref := range from.refs {
-			if _, ok := to.set[ref]; !ok {
+		for l := range from.lines {
+			if !to.holds(l) {
 				next()
-				b = appendGone(b, v.m.render.NodeID(ref))
+				b = appendGone(b, v.id(l))
 				rows++
 			}
 		}
 		open := false
-		for _, ref := range to.refs {
-			if _, ok := from.set[ref]; ok {
+		for l := range to.lines {
+			if from.holds(l) {
 				continue
 			}
 			if open && (rows >= maxRows || len(b) >= maxBytes) {
@@ -363,7 +370,7 @@ func (v *view) difference(p *pane, key memoKey) []frame {
 			if !open {
 				b, open = partialStart(b, "#rows", "beforeend"), true
 			}
-			b = append(b, v.m.render.row(v.items[ref].ver, key.lang)...)
+			b = append(b, v.row(l, key.lang)...)
 			rows++
 		}
 		if open {
@@ -386,11 +393,11 @@ func (v *view) difference(p *pane, key memoKey) []frame {
 // orderOf is the DOM ids of a window in order, as JSON.
 func (v *view) orderOf(w *window) []byte {
 	b := []byte{'['}
-	for i, ref := range w.refs {
-		if i > 0 {
+	for l := range w.lines {
+		if len(b) > 1 {
 			b = append(b, ',')
 		}
-		b = appendString(b, v.m.render.NodeID(ref))
+		b = appendString(b, v.id(l))
 	}
 	return append(b, ']')
 }

@@ -60,6 +60,10 @@ func (plain) NodeRow(n *fleet.Node, lang string) []byte {
 		lang, n.Status, n.Schedulable, n.Labels["v"], len(n.Taints))
 }
 func (plain) NodeID(ref fleet.NodeRef) string { return "n-" + ref.Cluster + "-" + ref.Name }
+func (plain) GroupRow(g Group, lang string) []byte {
+	return fmt.Appendf(nil, "<tr id=\"%s\"><th>%s %+v</th></tr>", plain{}.GroupID(g.Value), lang, g)
+}
+func (plain) GroupID(value string) string { return "g-" + value }
 func (plain) Counts(c Counts, page, pages, total int, lang string) []byte {
 	return fmt.Appendf(nil, `<x-counts>%v %d/%d %d %s</x-counts>`, c, page, pages, total, lang)
 }

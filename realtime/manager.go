@@ -320,11 +320,14 @@ func (m *Manager) board(name string) *board {
 func (m *Manager) Window(q *Query, lang string) Window {
 	v := m.acquire(q)
 	defer m.release(v)
-	w, page := v.read(q)
+	w, page, heads := v.read(q)
 	w.Cursor = m.cursor(w.Revision)
 	for _, ver := range page {
 		w.Nodes = append(w.Nodes, ver.newest())
 		w.Rows = append(w.Rows, m.render.row(ver, lang))
+	}
+	for i, h := range heads {
+		w.Heads[i].Row = m.render.group(h, lang)
 	}
 	sets := map[facet]map[string]struct{}{facetZone: {}, facetRole: {}, facetType: {}, facetVersion: {}}
 	for name, b := range m.all() {
@@ -340,13 +343,13 @@ func (m *Manager) Window(q *Query, lang string) Window {
 }
 
 // read is everything of a window that has to be of one moment.
-func (v *view) read(q *Query) (Window, []*version) {
+func (v *view) read(q *Query) (Window, []*version, []*header) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.sync()
 	page, items := v.slice(pageKey{q.Page, q.PerPage})
 	w := Window{
-		Revision: v.rev, Total: len(v.order), Page: page, Pages: v.pages(q.PerPage), Counts: v.counts,
+		Revision: v.rev, Total: len(v.order), Page: page, Pages: v.pages(q.PerPage), Counts: v.counts, Groups: v.groups(),
 		Nodes: make([]*fleet.Node, 0, len(items)), Rows: make([][]byte, 0, len(items)),
 	}
 	for _, c := range v.clusters {
@@ -356,14 +359,20 @@ func (v *view) read(q *Query) (Window, []*version) {
 	for i, it := range items {
 		out[i] = it.ver
 	}
-	return w, out
+	var heads []*header
+	for _, h := range v.heads(items) {
+		w.Heads = append(w.Heads, Head{Before: h.before})
+		heads = append(heads, v.sums.by[h.value])
+	}
+	return w, out, heads
 }
 
 func sorted(set map[string]struct{}) []string { return slices.Sorted(maps.Keys(set)) }
 
-// Matching lists the refs of every node the query matches, whatever the page, in the query's order, at most limit.
+// Matching lists the refs of every node the query matches, whatever page and group, in the order of its sort, at most
+// limit.
 func (m *Manager) Matching(q *Query, limit int) []fleet.NodeRef {
-	v := m.acquire(q)
+	v := m.acquire(q.ungrouped())
 	defer m.release(v)
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -57,7 +57,7 @@ func (s *Streamer) pumpHTML(ctx context.Context, c *conn, q *Query) error {
 }
 
 func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
-	v := s.m.acquire(q)
+	v := s.m.acquire(q.ungrouped())
 	defer s.m.release(v)
 	cur, base, known := s.m.parseCursor(c.viewer.Since)
 	at := place{cur, base}

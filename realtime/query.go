@@ -40,10 +40,12 @@ type Query struct {
 	Sort    string // a column, with a leading - for descending; never empty
 	Page    int    // from 1
 	PerPage int
+	Group   string // as it was given: zone, label:<key>; "" for none
 
 	terms []term
 	text  string         // canonical form of the terms
 	only  *fleet.NodeRef // the one node of a node page's stream
+	group *grouping      // nil for none
 	cmp   func(a, b *version) int
 }
 
@@ -59,7 +61,7 @@ type term struct {
 // part and what would be allowed.
 func ParseQuery(cluster string, v url.Values) (*Query, error) {
 	q := &Query{Cluster: cluster, Sort: "name", Page: 1, PerPage: defaultPerPage}
-	for _, field := range []string{"cluster", "cluster_name", "sort", "page", "per_page"} {
+	for _, field := range []string{"cluster", "cluster_name", "sort", "page", "per_page", "group"} {
 		if n := len(v[field]); n > 1 {
 			return nil, fleet.Invalid(field, "is given %d times", n)
 		}
@@ -80,7 +82,12 @@ func ParseQuery(cluster string, v url.Values) (*Query, error) {
 		}
 		q.Sort = s
 	}
-	q.cmp = order(q.Sort)
+	group, err := parseGroup(v.Get("group"))
+	if err != nil {
+		return nil, err
+	}
+	q.Group, q.group = v.Get("group"), group
+	q.cmp = q.compare()
 	if s := v.Get("page"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
@@ -100,6 +107,24 @@ func ParseQuery(cluster string, v url.Values) (*Query, error) {
 		return nil, err
 	}
 	return q, nil
+}
+
+func (q *Query) compare() func(a, b *version) int {
+	if q.group == nil {
+		return order(q.Sort)
+	}
+	return q.group.order(order(q.Sort))
+}
+
+// ungrouped is the query for those who see no groups. It shares its view with everybody who asked for none.
+func (q *Query) ungrouped() *Query {
+	if q.group == nil {
+		return q
+	}
+	plain := *q
+	plain.Group, plain.group = "", nil
+	plain.cmp = plain.compare()
+	return &plain
 }
 
 // nodeQuery matches exactly one node.
@@ -144,7 +169,7 @@ func (q *Query) viewKey() string {
 	if q.only != nil {
 		return "node\x00" + q.only.Cluster + "\x00" + q.only.Name
 	}
-	return "list\x00" + q.Cluster + "\x00" + q.text + "\x00" + q.Sort
+	return "list\x00" + q.Cluster + "\x00" + q.text + "\x00" + q.Sort + "\x00" + q.Group
 }
 
 // all tells that the query selects every node of its clusters.

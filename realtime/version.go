@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -57,6 +58,13 @@ func (r *renderer) row(v *version, lang string) []byte {
 	})
 }
 
+// group is the <tr> of a group's header in a language, rendered on first use.
+func (r *renderer) group(h *header, lang string) []byte {
+	return h.rows.get(lang, func() []byte {
+		return oneLine(r.safely("group row", func() []byte { return r.GroupRow(h.Group, lang) }))
+	})
+}
+
 // json is the node's JSON, encoded on first use.
 func (r *renderer) json(v *version) []byte {
 	return v.cells.get(r.cache, jsonCell, func() []byte {
@@ -67,6 +75,26 @@ func (r *renderer) json(v *version) []byte {
 		}
 		return oneLine(b)
 	})
+}
+
+// byLang are the renderings of what there is little of, one for each language, for as long as it lives.
+type byLang struct {
+	mu   sync.Mutex // guards rows; held while rendering, so that each is rendered once
+	rows map[string][]byte
+}
+
+func (r *byLang) get(lang string, render func() []byte) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b, ok := r.rows[lang]
+	if !ok {
+		b = render()
+		if r.rows == nil {
+			r.rows = make(map[string][]byte, 1)
+		}
+		r.rows[lang] = b
+	}
+	return b
 }
 
 // safely keeps a template that panics over one odd object from ending the process; that one fragment is missing.

@@ -49,6 +49,7 @@ type view struct {
 	orderRev  uint64  // last time the order or the membership moved
 	counts    Counts
 	countsRev uint64
+	sums      sums        // of the groups
 	clusters  []clusterAt // in order of name
 	panes     map[pageKey]*pane
 	sig       chan struct{} // closed and replaced when the log moves
@@ -60,9 +61,10 @@ type pageKey struct{ page, perPage int }
 
 // window is the rows of one page at one moment; it never changes.
 type window struct {
-	page int // the page shown; the last one if a later one was asked
-	refs []fleet.NodeRef
-	set  map[fleet.NodeRef]struct{}
+	page  int // the page shown; the last one if a later one was asked
+	refs  []fleet.NodeRef
+	heads []head // of the groups, in order
+	set   map[fleet.NodeRef]struct{}
 }
 
 // pane is one page of a view that somebody watches.
@@ -120,6 +122,7 @@ func (v *view) sync() {
 		v.countsRev = now.rev
 	}
 	v.rev = now.rev
+	v.settle()
 	if len(touched) > 0 || rearranged {
 		v.snap, v.jsonMemo = nil, nil
 		close(v.sig)
@@ -283,13 +286,14 @@ func (v *view) cut(it *item) {
 // reposition gives an item its new version and moves it in the order if it has to.
 func (v *view) reposition(it *item, ver *version) bool {
 	i, ok := v.find(it)
+	regrouped := v.regroups(it.ver, ver)
 	it.ver = ver
 	if !ok {
 		v.insert(it)
 		return true
 	}
 	if (i == 0 || v.compare(v.order[i-1], it) < 0) && (i == len(v.order)-1 || v.compare(it, v.order[i+1]) < 0) {
-		return false
+		return regrouped // in its old place, it may have come under another header
 	}
 	v.order = slices.Delete(v.order, i, i+1)
 	v.insert(it)
@@ -332,6 +336,7 @@ func (v *view) forget() {
 }
 
 func (v *view) count(n *fleet.Node, by int) {
+	v.sum(n, by)
 	v.counts.Total += by
 	switch n.Status {
 	case fleet.StatusReady:
@@ -352,6 +357,7 @@ func (v *view) count(n *fleet.Node, by int) {
 // refresh brings a pane's window up to date and wakes its readers if they would see a difference.
 func (v *view) refresh(p *pane, touched map[fleet.NodeRef]struct{}, wake bool) {
 	if v.shows(p.win, p.key) {
+		wake = wake || v.resummed(p.win)
 		if !wake {
 			for ref := range touched {
 				if _, wake = p.win.set[ref]; wake {
@@ -390,12 +396,14 @@ func (v *view) shows(w *window, k pageKey) bool {
 			return false
 		}
 	}
-	return true
+	return slices.Equal(w.heads, v.heads(items))
 }
 
 func (v *view) window(k pageKey) *window {
 	page, items := v.slice(k)
-	w := &window{page: page, refs: make([]fleet.NodeRef, len(items)), set: make(map[fleet.NodeRef]struct{}, len(items))}
+	w := &window{
+		page: page, refs: make([]fleet.NodeRef, len(items)), heads: v.heads(items), set: make(map[fleet.NodeRef]struct{}, len(items)),
+	}
 	for i, it := range items {
 		w.refs[i] = it.ref
 		w.set[it.ref] = struct{}{}

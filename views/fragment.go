@@ -15,6 +15,9 @@ import (
 // NodeID is the DOM id of a node's row. It is a hash, so that no name of a cluster ever becomes part of a selector.
 func NodeID(ref fleet.NodeRef) string { return "n-" + short(ref.Cluster, ref.Name) }
 
+// GroupID is the DOM id of the header of a group.
+func GroupID(value string) string { return "g-" + short(value) }
+
 // ClusterID is the DOM id of a cluster's row on the clusters page.
 func ClusterID(name string) string { return "c-" + short(name) }
 
@@ -94,6 +97,14 @@ func (Renderer) NodeRow(n *fleet.Node, lang string) []byte {
 
 // NodeID is the DOM id of a node's row.
 func (Renderer) NodeID(ref fleet.NodeRef) string { return NodeID(ref) }
+
+// GroupRow is the live header of a group in a node list.
+func (Renderer) GroupRow(g Group, lang string) []byte {
+	return must(GroupRowView(GroupRow{Group: g, Lang: lang}), GroupID(g.Value), "tr")
+}
+
+// GroupID is the DOM id of the header of a group.
+func (Renderer) GroupID(value string) string { return GroupID(value) }
 
 // ClusterID is the DOM id of a cluster's row.
 func (Renderer) ClusterID(name string) string { return ClusterID(name) }

@@ -69,6 +69,7 @@ var families = map[string][]string{
 	"role.":          {"viewer", "operator", "admin"},
 	"nav.":           {"nodes", "clusters", "batches", "users", "audit"},
 	"facet.":         {"role", "zone", "type", "version"},
+	"group.":         groupWords(Query{}),
 	"cluster.state.": {"connecting", "syncing", "live", "stale", "unreachable", "unauthorized", "forbidden", "asleep", "stopped"},
 	"batch.state.":   {"queued", "running", "paused", "interrupted", "done"},
 	"batch.title.":   {"cordon", "uncordon"},

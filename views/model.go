@@ -44,8 +44,9 @@ type Query struct {
 	Sort    string // as in the URL: name, -cpu
 	Page    int
 	PerPage int
-	Pages   int // last page, at least 1
-	Total   int // nodes that match
+	Pages   int    // last page, at least 1
+	Total   int    // nodes that match
+	Group   string // as in the URL: zone, label:<key>; "" for none
 }
 
 // Facets are the values the filter menus offer, taken from the nodes of the clusters in view, sorted.
@@ -61,7 +62,15 @@ type Counts struct {
 	Total, Ready, NotReady, Unknown, Cordoned, Pressure int
 }
 
-// NodesPage is the list of one cluster or of all. Rows were rendered by NodeRow and are written through as they are.
+// Group is the nodes of a grouped list that share a value, on every page. Value is "" for those that have none.
+type Group struct {
+	By, Value                                           string
+	Nodes, Ready, NotReady, Unknown, Cordoned, Pressure int
+	CPUMilli, MemoryBytes, Pods                         int64 // allocatable
+}
+
+// NodesPage is the list of one cluster or of all. Rows were rendered by NodeRow and GroupRow and are written through as
+// they are.
 type NodesPage struct {
 	Layout
 	Query      Query
@@ -80,6 +89,12 @@ type NodesPage struct {
 type NodeRow struct {
 	Node *fleet.Node
 	Lang string
+}
+
+// GroupRow is the header of a group in a node list, shared like NodeRow.
+type GroupRow struct {
+	Group Group
+	Lang  string
 }
 
 // NodePage is the detail of one node.

@@ -3,13 +3,14 @@ package views
 import (
 	"context"
 	"io"
+	"strings"
 
 	"github.com/a-h/templ"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
-// rendered writes bytes that NodeRowView rendered before. It is the only way past templ's escaping, and its argument
+// rendered writes bytes that NodeRowView or GroupRowView rendered before. It is the only way past templ's escaping, and its argument
 // comes from Renderer alone: rows are rendered once and shared by page and stream.
 func rendered(row []byte) templ.Component {
 	return templ.ComponentFunc(func(_ context.Context, w io.Writer) error {
@@ -40,6 +41,37 @@ var nodeColumns = []column{
 
 // sorts tells whether the list can be sorted by the column.
 func (c column) sorts() bool { return c.sort != "scheduling" && c.sort != "taints" }
+
+// groupLabel begins the grouping by a label; its key follows.
+const groupLabel = "label:"
+
+// groupWords are what a list can be grouped by, beside any label. The list of one cluster is one group by cluster.
+func groupWords(q Query) []string {
+	words := []string{"cluster", "zone", "role", "type", "version", "status", "pool"}
+	if q.Cluster != "" {
+		return words[1:]
+	}
+	return words
+}
+
+// groupName is what a list is grouped by in words; a label is its own word.
+func groupName(by, lang string) string {
+	if key, ok := strings.CutPrefix(by, groupLabel); ok {
+		return key
+	}
+	if by == "" {
+		return T(lang, "group.none")
+	}
+	return T(lang, "group."+by)
+}
+
+// typedGroup is what stands in the field for a label.
+func typedGroup(q Query) string {
+	if strings.HasPrefix(q.Group, groupLabel) {
+		return q.Group
+	}
+	return groupLabel
+}
 
 type chip struct {
 	id, class, key, value, text string
@@ -89,4 +121,24 @@ func perPage(q Query) int {
 		return DefaultPerPage
 	}
 	return q.PerPage
+}
+
+// groupValue is the value of a group for people.
+func groupValue(r GroupRow) string {
+	if r.Group.Value == "" {
+		return T(r.Lang, "group.empty")
+	}
+	return r.Group.Value
+}
+
+// groupChips are the counters of a group by status. Nobody is told of what is not there, but for ready nodes.
+func groupChips(g Group) []chip {
+	chips := []chip{{class: "ok", text: "chip.ready", n: g.Ready}}
+	if g.NotReady > 0 {
+		chips = append(chips, chip{class: "bad", text: "chip.notready", n: g.NotReady})
+	}
+	if g.Unknown > 0 {
+		chips = append(chips, chip{class: "unk", text: "chip.unknown", n: g.Unknown})
+	}
+	return chips
 }

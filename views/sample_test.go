@@ -92,6 +92,13 @@ func sampleLayout(say say, lang string) Layout {
 	}
 }
 
+func sampleGroup(say say) Group {
+	return Group{
+		By: "zone", Value: say("eu-1a"), Nodes: 1234, Ready: 1230, NotReady: 3, Unknown: 1, Cordoned: 2, Pressure: 1,
+		CPUMilli: 98_765_400, MemoryBytes: 400 << 40, Pods: 135_740,
+	}
+}
+
 func sampleQuery(say say) Query {
 	return Query{Cluster: say("prod-eu"), Q: say("web"), Sort: "-cpu", Page: 2, PerPage: 20, Pages: 3, Total: 50}
 }
@@ -120,6 +127,9 @@ func samples(say say, lang string) map[string]templ.Component {
 	}
 	wrong := fleetPage
 	wrong.Query.Cluster, wrong.Rows, wrong.QueryError, wrong.CanCordon = "", nil, say("no such key"), false
+	grouped := fleetPage
+	grouped.Query.Group = groupLabel + say("pool")
+	grouped.Rows = [][]byte{r.GroupRow(sampleGroup(say), lang), r.NodeRow(n, lang)}
 	nobody := wrong
 	nobody.Clusters, nobody.QueryError = nil, ""
 	errs := map[string]string{"": say("all wrong"), "name": say("bad name"), "username": say("bad name"), "password": say("too short"), say("role"): say("no role")}
@@ -130,6 +140,8 @@ func samples(say say, lang string) map[string]templ.Component {
 	}
 	return map[string]templ.Component{
 		"row":           NodeRowView(NodeRow{Node: n, Lang: lang}),
+		"group":         GroupRowView(GroupRow{Group: sampleGroup(say), Lang: lang}),
+		"group-none":    GroupRowView(GroupRow{Group: Group{By: "label:pool", Nodes: 1, Ready: 1, CPUMilli: 7910}, Lang: lang}),
 		"cluster-row":   ClusterRowView(ClusterRow{Cluster: live, Lang: lang}),
 		"cluster-lost":  ClusterRowView(ClusterRow{Cluster: lost, Lang: lang}),
 		"cluster-other": ClusterRowView(ClusterRow{Cluster: other, Lang: lang}),
@@ -146,6 +158,7 @@ func samples(say say, lang string) map[string]templ.Component {
 		"page-login":    Login(LoginPage{Layout: public, Next: say("/nodes"), Username: say("ada"), Error: "login.wrong", Setup: true}),
 		"page-setup":    Setup(SetupPage{Layout: public, Username: say("ada"), Errors: errs}),
 		"page-nodes":    Nodes(fleetPage),
+		"page-grouped":  Nodes(grouped),
 		"page-wrong":    Nodes(wrong),
 		"page-nobody":   Nodes(nobody),
 		"page-node":     Node(NodePage{Layout: l, Node: n, Cluster: live, Row: r.NodeRow(n, lang), Stream: "/x/stream", PodsURL: "/x/pods", CanCordon: true, Key: "k"}),

@@ -47,6 +47,9 @@ func (q Query) url() string {
 	if q.Sort != "" && q.Sort != "name" {
 		v.Set("sort", q.Sort)
 	}
+	if q.Group != "" {
+		v.Set("group", q.Group)
+	}
 	if q.Page > 1 {
 		v.Set("page", strconv.Itoa(q.Page))
 	}
@@ -111,7 +114,7 @@ func (q Query) refsURL() string {
 	return u
 }
 
-// view names what a selection belongs to: paging and sorting keep it, another filter starts anew.
+// view names what a selection belongs to: paging, sorting and grouping keep it, another filter starts anew.
 func (q Query) view() string { return q.Cluster + "\n" + q.Q }
 
 // DefaultPerPage is the number of rows of a page when the URL does not say.
@@ -193,6 +196,9 @@ func (q Query) value(key string) string {
 	}
 	return ""
 }
+
+// grouped is the link that groups the list, and keeps everything else of it.
+func (q Query) grouped(by string) string { q.Group, q.Page = by, 1; return q.url() }
 
 func (q Query) plain() string { q.Q, q.Page = "", 1; return q.url() }
 

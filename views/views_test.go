@@ -21,7 +21,7 @@ import (
 func isPage(name string) bool { return strings.HasPrefix(name, "page-") }
 
 // fragments are what streams carry.
-var fragments = []string{"row", "cluster-row", "cluster-lost", "cluster-other", "badge", "badge-lost", "item", "item-skipped", "progress", "counts", "panel"}
+var fragments = []string{"row", "cluster-row", "cluster-lost", "cluster-other", "badge", "badge-lost", "item", "item-skipped", "progress", "counts", "panel", "group", "group-none"}
 
 func document(t *testing.T, page []byte) *goquery.Document {
 	t.Helper()
@@ -336,8 +336,8 @@ func TestForms_Fields(t *testing.T) {
 		"/api/v1/users/ada":           {"role", "disabled"},
 		"/api/v1/users/bob":           {"role", "disabled"},
 		"/audit":                      {"user", "action", "cluster", "node", "since", "until"},
-		"/nodes":                      {"q", "sort", "per_page"},
-		"/clusters/prod-eu/nodes":     {"q", "sort", "per_page"},
+		"/nodes":                      {"q", "sort", "per_page", "group"},
+		"/clusters/prod-eu/nodes":     {"q", "sort", "per_page", "group"},
 		"/api/v1/batches/01JB/cancel": nil,
 		"/api/v1/sessions/h/delete":   nil,
 		"/api/v1/tokens/t/delete":     nil,
@@ -397,11 +397,83 @@ func TestNodes_Filters(t *testing.T) {
 	if d.Find("th.c-sched a, th.c-taints a").Length() != 0 {
 		t.Error("a heading that cannot be sorted by is a link")
 	}
-	if got := d.Find(`.menu li a[aria-current]`).Text(); got != "eu-1a" {
+	if got := d.Find(`.menu:not(.group-by) li a[aria-current]`).Text(); got != "eu-1a" {
 		t.Errorf("the chosen zone is marked as %q", got)
 	}
 	if d.Find("form#batch").Length() != 0 || !d.Find("table.ro").Is("table") {
 		t.Error("somebody who may not act is offered to")
+	}
+}
+
+// Every link of the page keeps the grouping, and those of the menu keep everything else; selecting all that match has
+// nothing to do with it.
+func TestNodes_Group(t *testing.T) {
+	t.Parallel()
+	page := func(cluster, group string) *goquery.Document {
+		return document(t, render(t, Nodes(NodesPage{
+			Layout:    sampleLayout(plainly, "en"),
+			Query:     Query{Cluster: cluster, Q: "web", Sort: "-cpu", Page: 2, PerPage: 100, Pages: 3, Total: 250, Group: group},
+			Facets:    Facets{Zones: []string{"a"}},
+			CanCordon: true,
+		})))
+	}
+	d := page("", "zone")
+	links := 0
+	d.Find(".menus .menu:not(.group-by) a, .chips a, thead a, .pager a, .search a").Each(func(_ int, s *goquery.Selection) {
+		links++
+		if href := s.AttrOr("href", ""); !strings.Contains(href, "group=zone") {
+			t.Errorf("%q loses the grouping: %s", strings.TrimSpace(s.Text()), href)
+		}
+	})
+	if links < 20 {
+		t.Errorf("only %d links", links)
+	}
+	if got := d.Find(".search input[name=group]").AttrOr("value", ""); got != "zone" {
+		t.Errorf("the search sends group=%q", got)
+	}
+	if got := d.Find("form#batch").AttrOr("data-refs", "") + d.Find("form#batch").AttrOr("data-view", ""); strings.Contains(got, "zone") {
+		t.Errorf("the selection depends on the grouping: %s", got)
+	}
+	var words []string
+	d.Find(".group-by li a").Each(func(_ int, s *goquery.Selection) {
+		words = append(words, strings.TrimPrefix(s.AttrOr("href", ""), "/nodes?"))
+	})
+	want := []string{"per_page=100&q=web&sort=-cpu"}
+	for _, by := range []string{"cluster", "zone", "role", "type", "version", "status", "pool"} {
+		want = append(want, "group="+by+"&per_page=100&q=web&sort=-cpu")
+	}
+	if diff := cmp.Diff(want, words); diff != "" {
+		t.Errorf("the menu leads to (-want +got):\n%s", diff)
+	}
+	if got := d.Find(".group-by a[aria-current]").Text(); got != "Zone" {
+		t.Errorf("marked in the menu: %q", got)
+	}
+
+	d = page("prod", "label:pool")
+	fields := map[string]string{}
+	d.Find(".group-by form input").Each(func(_ int, s *goquery.Selection) { fields[s.AttrOr("name", "")] = s.AttrOr("value", "") })
+	if diff := cmp.Diff(map[string]string{"q": "web", "sort": "-cpu", "per_page": "100", "group": "label:pool"}, fields); diff != "" {
+		t.Errorf("the form for a label sends (-want +got):\n%s", diff)
+	}
+	if got := strings.TrimSpace(d.Find(".group-by summary b").Text()); got != "pool" {
+		t.Errorf("the menu names the label as %q", got)
+	}
+	if d.Find(`.group-by a[href*="group=cluster"]`).Length() != 0 {
+		t.Error("the list of one cluster offers to be grouped by cluster")
+	}
+}
+
+// The box of a header belongs to no form, so that a batch never gets it, and a header is never taken for a node.
+func TestGroupRow_IsNoNode(t *testing.T) {
+	t.Parallel()
+	b := string(Renderer{}.GroupRow(sampleGroup(plainly), "en"))
+	for _, bad := range []string{"data-ref", " name=", " form=", " value="} {
+		if strings.Contains(b, bad) {
+			t.Errorf("a header has %s: %s", bad, b)
+		}
+	}
+	if got := (Renderer{}).GroupID(""); got == (Renderer{}).GroupID(" ") || !regexp.MustCompile(`^g-[0-9a-f]{16}$`).MatchString(got) {
+		t.Errorf("id of the group without a value: %q", got)
 	}
 }
 
@@ -457,6 +529,7 @@ func TestRenderer_OutOfBand(t *testing.T) {
 	}
 	for name, b := range map[string][]byte{
 		"node": r.NodeRow(sampleNode(plainly), "en"), "cluster": r.ClusterRow(sampleCluster(plainly, fleet.ClusterLive), "en"), "item": r.BatchItem(sampleItems(plainly)[0], "en"),
+		"group": r.GroupRow(sampleGroup(plainly), "en"),
 	} {
 		if !bytes.HasPrefix(b, []byte("<tr id=")) || bytes.Contains(b, []byte("hx-swap-oob")) {
 			t.Errorf("%s: not a plain row: %s", name, b)

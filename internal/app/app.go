@@ -379,6 +379,11 @@ func (x steering) Accept(ctx context.Context, by fleet.Caller, cluster, uid stri
 // renderer makes the views' renderer speak realtime's types.
 type renderer struct{ views.Renderer }
 
+// GroupRow implements realtime.Renderer.
+func (r renderer) GroupRow(g realtime.Group, lang string) []byte {
+	return r.Renderer.GroupRow(views.Group(g), lang)
+}
+
 // Counts implements realtime.Renderer.
 func (r renderer) Counts(c realtime.Counts, page, pages, total int, lang string) []byte {
 	return r.Renderer.Counts(views.Counts(c), page, pages, total, lang)

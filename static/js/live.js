@@ -88,6 +88,7 @@ export function follow(el, say = () => {}) {
     attempt = 0;
     cursor = connection.lastEventId;
     if (!message.event) {
+      if (message.data.startsWith('<hx-partial hx-target="#rows" hx-swap="innerMorph"')) forgetOrder();
       changed = seen;
       say('changed', changed);
     }
@@ -214,6 +215,16 @@ function settle() {
 const rows = document.getElementById('rows');
 let pending = null, hovering = false;
 
+// order is the ids of the rows as the server has them, which the page may not show yet.
+export const order = () => pending ?? [...rows.children].map(row => row.id);
+
+// forgetOrder: rows that came as a whole stand in their order; one that waited is of rows that were.
+function forgetOrder() {
+  if (!pending) return;
+  pending = null;
+  offer();
+}
+
 // busy: nothing moves under a pointer, a selection in the making, an open menu or an edit.
 function busy() {
   const on = document.activeElement;
@@ -262,8 +273,10 @@ function apply() {
 
 function offer() {
   const box = document.getElementById('moved');
-  const n = pending ? movers(pending).moved.length : 0;
-  if (pending && n === 0) pending = null;
+  const moved = pending ? movers(pending).moved : [];
+  if (moved.length === 0) pending = null;
+  // Headers of groups are not what the words count; where nothing else moves, there is still something to apply.
+  const n = moved.length && Math.max(1, moved.filter(row => row.dataset.ref).length);
   if (!box) return;
   box.hidden = n === 0;
   if (n) document.getElementById('apply').textContent = count('moved', n);
@@ -278,6 +291,7 @@ function ordered(data) {
   }
   if (busy()) offer();
   else apply();
+  document.dispatchEvent(new CustomEvent('knm:rows')); // a node may have come under another header
 }
 
 const idle = () => { if (pending && !busy()) apply(); };

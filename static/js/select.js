@@ -1,6 +1,7 @@
 // The selection is a set of nodes, not of rows: it outlives changes, resets, sorting and paging of the same view. The
 // text area of the form mirrors it.
 import {t, count, toast} from "./text.js";
+import {order} from "./live.js";
 
 const form = document.querySelector('form#batch:not([data-single])');
 const rows = document.getElementById('rows');
@@ -33,6 +34,18 @@ function start() {
 
   const list = () => [...rows.querySelectorAll('tr[data-ref]')];
   const box = row => row.querySelector('.c-sel input');
+  // The nodes of each group on this page, by its header. Which header a node belongs to is what the server's order says:
+  // a row that is still on its way to another group must not be taken for one of where it stands.
+  function groups() {
+    const found = new Map();
+    let members = null;
+    for (const id of order()) {
+      const row = document.getElementById(id);
+      if (row?.matches('tr[data-group]')) found.set(row, members = []);
+      else if (row?.dataset.ref) members?.push(row);
+    }
+    return found;
+  }
   const can = {
     cordon: known => known === 'none' || known === '',
     uncordon: known => known !== 'none',
@@ -67,6 +80,11 @@ function start() {
     }
     all.checked = ticked > 0 && ticked === shown.length;
     all.indeterminate = ticked > 0 && ticked < shown.length;
+    for (const [head, members] of groups()) {
+      const k = members.filter(row => chosen.has(row.dataset.ref)).length;
+      box(head).checked = k > 0 && k === members.length;
+      box(head).indeterminate = k > 0 && k < members.length;
+    }
 
     const n = chosen.size;
     form.toggleAttribute('data-ui-open', n > 0);
@@ -122,16 +140,17 @@ function start() {
     if (!cell) return;
     const row = cell.closest('tr'), input = box(row);
     const on = e.target === input ? input.checked : !input.checked;
-    if (e.shiftKey && anchor) range(row, on);
+    if (!row.dataset.ref) for (const member of groups().get(row) ?? []) put(member, on);
+    else if (e.shiftKey && anchor) range(row, on);
     else put(row, on);
-    anchor = row.dataset.ref;
+    anchor = row.dataset.ref ?? anchor;
     draw();
   });
 
   // Dragging along the boxes ticks them like the first one.
   rows.addEventListener('pointerdown', e => {
     const cell = e.target.closest('.c-sel');
-    if (!cell || e.pointerType !== 'mouse' || e.button !== 0 || e.shiftKey) return;
+    if (!cell?.closest('tr[data-ref]') || e.pointerType !== 'mouse' || e.button !== 0 || e.shiftKey) return;
     painting = {on: !box(cell.closest('tr')).checked, first: cell.closest('tr'), moved: false};
     document.documentElement.setAttribute('data-ui-drag', '');
   });
