@@ -33,10 +33,11 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
-// One session may hold so many streams, and one person so many sessions here: half of what the program allows.
+// One session holds so many streams here, and one person so many sessions: less than the program allows, so that a client
+// that comes back does not meet itself.
 const (
-	streamsPerToken = 4
-	tokensPerPerson = 4
+	streamsPerToken = 3
+	tokensPerPerson = 8
 )
 
 // loaded is the program under test with the people who look at it.
