@@ -35,6 +35,7 @@ func BenchmarkSmall(b *testing.B) {
 	c := control(b, nodes)
 	b.Run("pages", func(b *testing.B) { pages(b, c, nodes, scaled(b, 200, 20)) })
 	b.Run("changes", func(b *testing.B) { changesTo(b, c, nodes, 10, scaled(b, 200, 30), 10) })
+	b.Run("batch", func(b *testing.B) { batches(b, c, nodes, 10) })
 	b.Run("fleet", func(b *testing.B) { whole(b, c, nodes, 20) })
 	for _, n := range []int{1000, 5000, 10000} {
 		streams := scaled(b, n, 50)

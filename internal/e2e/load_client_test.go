@@ -71,33 +71,34 @@ func (m *measure) reader() *arrivals {
 	return a
 }
 
-// find notes the changes whose marks are in b. Only the reader's goroutine calls it.
-func (a *arrivals) find(b []byte, now time.Time) {
+// find notes the changes whose marks are in b, and tells whether there was a new one. Only the reader's goroutine calls
+// it.
+func (a *arrivals) find(b []byte, now time.Time) (found bool) {
 	for {
 		i := bytes.Index(b, []byte(markPrefix))
 		if i < 0 {
-			return
+			return found
 		}
 		b = b[i+len(markPrefix):]
 		var seq int64
 		for len(b) > 0 && b[0] >= '0' && b[0] <= '9' {
 			seq, b = seq*10+int64(b[0]-'0'), b[1:]
 		}
-		a.saw(seq-a.m.base, now)
+		found = a.saw(seq-a.m.base, now) || found
 	}
 }
 
-func (a *arrivals) saw(i int64, now time.Time) {
+func (a *arrivals) saw(i int64, now time.Time) bool {
 	if i < 0 || i >= a.m.n || a.at[i] != 0 {
-		return
+		return false
 	}
 	d := a.m.latency(i, now)
 	if d == 0 {
-		return
+		return false
 	}
 	a.at[i] = uint32(max(1, min(d.Microseconds(), 1<<32-1)))
 	if a.m.want == nil && i != a.m.n-1 || a.m.want != nil && !a.m.want(int(i)) {
-		return
+		return true
 	}
 	if a.missing--; a.missing == 0 {
 		a.last.Store(now.UnixNano())
@@ -105,6 +106,7 @@ func (a *arrivals) saw(i int64, now time.Time) {
 			close(a.m.done)
 		}
 	}
+	return true
 }
 
 // latencies are those of the changes that arrived. The measure must be done.
@@ -123,8 +125,9 @@ type habit struct {
 	path    func(i int) string // of the i-th client, with the cursor of the page it stands for
 	json    bool
 	gzip    bool
-	slow    bool // takes 8 kB a second
-	restive bool // leaves and comes back every few seconds, at random
+	slow    bool            // takes 8 kB a second
+	restive bool            // leaves and comes back every few seconds, at random
+	held    <-chan struct{} // reads nothing after the header until this is closed; nil: reads
 }
 
 // crowd is many clients.
@@ -137,7 +140,8 @@ type crowd struct {
 
 	open      atomic.Int64 // streams
 	connects  atomic.Int64 // streams that were accepted
-	refused   atomic.Int64 // answers 429 and 503
+	limited   atomic.Int64 // answers 429
+	refused   atomic.Int64 // answers that were any other refusal, as 503
 	reset     atomic.Int64 // connections that were refused or broke before an answer
 	fresh     atomic.Int64 // streams that had something since they were opened, this time
 	encodings atomic.Int64 // streams that came compressed
@@ -153,6 +157,7 @@ type viewer struct {
 	arrivals atomic.Pointer[arrivals]
 	wire     atomic.Int64 // bytes off the socket
 	plain    atomic.Int64 // bytes of event stream
+	marked   atomic.Int64 // bytes of those messages that brought a change
 	messages atomic.Int64 // with data, unnamed or of nodes
 	started  chan struct{}
 
@@ -212,8 +217,8 @@ func (c *crowd) join(tb testing.TB, n int, h habit) []*viewer {
 			if p := c.trouble.Load(); p != nil {
 				last = *p
 			}
-			tb.Fatalf("%d of %d streams after two minutes: %d refused, %d without an answer, last: %v",
-				c.open.Load(), n, c.refused.Load(), c.reset.Load(), last)
+			tb.Fatalf("%d of %d streams after two minutes: %d limited, %d refused, %d without an answer, last: %v",
+				c.open.Load(), n, c.limited.Load(), c.refused.Load(), c.reset.Load(), last)
 		}
 	}
 	return joined
@@ -238,7 +243,12 @@ func (v *viewer) run() {
 		again := &refusedError{}
 		switch {
 		case errors.As(err, &again):
-			v.c.refused.Add(1)
+			if again.status == http.StatusTooManyRequests {
+				v.c.limited.Add(1)
+			} else {
+				v.c.refused.Add(1)
+				v.c.trouble.Store(&err)
+			}
 			wait = again.after + rand.N(again.after+time.Second)
 		case v.back && v.retry > 0: // what the server asked for, spread
 			wait = v.retry/2 + rand.N(v.retry)
@@ -293,7 +303,7 @@ const (
 func (v *viewer) stream() error {
 	seat := v.i / streamsPerToken
 	dialer := net.Dialer{Timeout: dialTimeout, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, byte(1+seat>>16), byte(seat>>8), byte(seat))}}
-	if v.h.slow {
+	if v.h.slow || v.h.held != nil {
 		dialer.Control = narrow
 	}
 	nc, err := dialer.DialContext(v.c.ctx, "tcp", v.c.l.listen)
@@ -348,6 +358,13 @@ func (v *viewer) stream() error {
 	if v.h.restive {
 		leave := time.AfterFunc(500*time.Millisecond+rand.N(4500*time.Millisecond), func() { nc.Close() })
 		defer leave.Stop()
+	}
+	if v.h.held != nil {
+		select {
+		case <-v.h.held:
+		case <-v.c.ctx.Done():
+			return v.c.ctx.Err()
+		}
 	}
 	if resp.Header.Get("Content-Encoding") == "gzip" {
 		v.c.encodings.Add(1)
@@ -441,7 +458,7 @@ func (v *viewer) take(b []byte) error {
 }
 
 func (v *viewer) message(m []byte, now time.Time) {
-	data := false
+	data, size := false, int64(len(m)+1)
 	for len(m) > 0 {
 		line := m
 		if i := bytes.IndexByte(m, '\n'); i >= 0 {
@@ -461,7 +478,9 @@ func (v *viewer) message(m []byte, now time.Time) {
 		case "data":
 			data = true
 			if a := v.arrivals.Load(); a != nil {
-				a.find(value, now)
+				if a.find(value, now) {
+					v.marked.Add(size)
+				}
 			}
 		}
 	}

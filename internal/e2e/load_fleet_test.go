@@ -79,7 +79,7 @@ func people(tb testing.TB, dir string, streams int) (tokens []string) {
 	quiet := slog.New(slog.DiscardHandler)
 	svc := auth.New(auth.Config{Store: st, Audit: audit.New(st, quiet), Logger: quiet})
 	for p := 0; len(tokens)*streamsPerToken < max(streams, 1); p++ {
-		u := fleet.User{ID: rand.Text(), Name: fmt.Sprintf("viewer-%05d", p), Role: fleet.RoleViewer, CreatedAt: time.Now()}
+		u := fleet.User{ID: rand.Text(), Name: fmt.Sprintf("person-%05d", p), Role: fleet.RoleOperator, CreatedAt: time.Now()}
 		if err := st.AddUser(tb.Context(), fleet.Account{User: u, Password: "!"}, fleet.Entry{Action: "user.add", Phase: "event", Outcome: "succeeded", Actor: "bench"}); err != nil {
 			tb.Fatal(err)
 		}

@@ -3,15 +3,22 @@ package e2e
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"html"
 	"io"
 	"net/http"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/kubetest"
 )
@@ -23,26 +30,42 @@ import (
 // cost is what the program took between two moments.
 type cost struct {
 	wall, cpu     time.Duration
-	wire, plain   int64 // bytes of all viewers
-	messages      int64
+	traffic       traffic // of all viewers
 	before, after usage
+}
+
+// traffic is what viewers got.
+type traffic struct{ wire, plain, marked, messages int64 }
+
+func trafficOf(viewers []*viewer) (t traffic) {
+	for _, v := range viewers {
+		t.wire, t.plain = t.wire+v.wire.Load(), t.plain+v.plain.Load()
+		t.marked, t.messages = t.marked+v.marked.Load(), t.messages+v.messages.Load()
+	}
+	return t
+}
+
+func (t traffic) since(o traffic) traffic {
+	return traffic{t.wire - o.wire, t.plain - o.plain, t.marked - o.marked, t.messages - o.messages}
+}
+
+// sizes says how many bytes a change costs each of the viewers that got it: plain, and on the wire by what the whole
+// stream was compressed. What else the stream carried, nodes that were not ready for a moment, is no part of it.
+func (t traffic) sizes(s score, kind string, changes int, goal string) {
+	s.tb.Helper()
+	each := float64(t.marked) / float64(max(1, changes))
+	s.add(kind+" per change and viewer, plain", each, "B", "≤ 4 kB")
+	s.add(kind+" per change and viewer, on the wire", each*float64(t.wire)/float64(max(1, t.plain)), "B", "≤ 4 kB", goal)
 }
 
 // meter measures what the program takes while do runs.
 func (l *loaded) meter(tb testing.TB, viewers []*viewer, do func()) cost {
 	tb.Helper()
-	sum := func() (wire, plain, messages int64) {
-		for _, v := range viewers {
-			wire, plain, messages = wire+v.wire.Load(), plain+v.plain.Load(), messages+v.messages.Load()
-		}
-		return wire, plain, messages
-	}
 	c := cost{before: l.usage(tb)}
-	wire, plain, messages := sum()
+	before := trafficOf(viewers)
 	do()
 	c.after = l.usage(tb)
-	c.wire, c.plain, c.messages = sum()
-	c.wire, c.plain, c.messages = c.wire-wire, c.plain-plain, c.messages-messages
+	c.traffic = trafficOf(viewers).since(before)
 	c.wall, c.cpu = c.after.at.Sub(c.before.at), c.after.cpu-c.before.cpu
 	return c
 }
@@ -51,8 +74,8 @@ func (l *loaded) meter(tb testing.TB, viewers []*viewer, do func()) cost {
 func (c cost) load(s score) {
 	s.tb.Helper()
 	s.add("server CPU", c.cpu.Seconds()/c.wall.Seconds(), "cores")
-	if c.messages > 0 {
-		s.add("server CPU per message", float64(c.cpu.Microseconds())/float64(c.messages), "µs")
+	if n := c.traffic.messages; n > 0 {
+		s.add("server CPU per message", float64(c.cpu.Microseconds())/float64(n), "µs")
 	}
 	s.add("RSS", c.after.rss, "MiB")
 }
@@ -93,6 +116,14 @@ func versus(s score, kind string, raw *arrivals, viewers []*viewer, goal string)
 	if share := float64(len(all)) / float64(max(1, len(viewers)*len(base))); share < 1 {
 		s.add(kind+" changes that arrived one by one", 100*share, "%")
 	}
+}
+
+// seen counts the changes that arrived at viewers, each at each of them.
+func seen(viewers []*viewer) (n int) {
+	for _, v := range viewers {
+		n += len(v.arrivals.Load().latencies())
+	}
+	return n
 }
 
 func rawTimes(s score, raw *arrivals) {
@@ -171,11 +202,11 @@ func pages(tb testing.TB, c *kubetest.Cluster, nodes, views int) {
 	l.stop()
 }
 
-// changesTo is the way of one change to a few viewers of each kind.
+// changesTo is the way of one change to a few viewers of each kind, beside one that does not read at all.
 func changesTo(tb testing.TB, c *kubetest.Cluster, nodes, viewers, n int, rate float64) {
 	tb.Helper()
 	s := scoreOf(tb, fmt.Sprintf("%d nodes, %d viewers of each kind, %.0f changes/s", nodes, viewers, rate))
-	l := serveLoad(tb, 3*viewers, c.Kubeconfig)
+	l := serveLoad(tb, 3*viewers+1, c.Kubeconfig)
 	l.synced(tb, 1, nodes)
 	m := newMeasure(newChanges(n), nil)
 	raw := rawWatch(tb, c, m)
@@ -201,16 +232,19 @@ func changesTo(tb testing.TB, c *kubetest.Cluster, nodes, viewers, n int, rate f
 	for _, k := range kinds {
 		look(m, k.viewers)
 	}
+	reading := crowd.viewers
+	read := make(chan struct{})
+	late := newMeasure(m.changes, nil)
+	stalled := crowd.join(tb, 1, habit{path: always("/api/v1/nodes/events"), json: true, held: read})
+	look(late, stalled)
 	names := nodeNames(tb, c)
 	mark := c.AuditLog(tb).Mark()
-	wire, plain := make([]int64, len(kinds)), make([]int64, len(kinds))
+	before := make([]traffic, len(kinds))
 	for i, k := range kinds {
-		for _, v := range k.viewers {
-			wire[i], plain[i] = wire[i]-v.wire.Load(), plain[i]-v.plain.Load()
-		}
+		before[i] = trafficOf(k.viewers)
 	}
 	stop := l.cpuProfile(tb, fmt.Sprintf("changes-%d", nodes))
-	spent := l.meter(tb, crowd.viewers, func() {
+	spent := l.meter(tb, reading, func() {
 		// Only nodes of the first page: those are the rows that an open page shows.
 		m.trickle(tb, c.Client(), names[:min(len(names), 150)], rate)
 		m.wait(tb, time.Minute)
@@ -218,17 +252,14 @@ func changesTo(tb testing.TB, c *kubetest.Cluster, nodes, viewers, n int, rate f
 	stop()
 	rawTimes(s, raw)
 	for i, k := range kinds {
-		for _, v := range k.viewers {
-			wire[i], plain[i] = wire[i]+v.wire.Load(), plain[i]+v.plain.Load()
-		}
 		versus(s, k.name, raw, k.viewers, "≤ 1.5×")
-		each := float64(n * len(k.viewers))
-		s.add(k.name+" per change and viewer, plain", float64(plain[i])/each, "B", "≤ 4 kB")
-		s.add(k.name+" per change and viewer, on the wire", float64(wire[i])/each, "B", "≤ 4 kB", map[bool]string{true: "≤ 400 B"}[k.name == "HTML gzip"])
+		trafficOf(k.viewers).since(before[i]).sizes(s, k.name, seen(k.viewers), map[bool]string{true: "≤ 400 B"}[k.name == "HTML gzip"])
 	}
 	s.add("streams that came compressed", float64(crowd.encodings.Load()), "")
 	s.add("streams opened again", float64(crowd.connects.Load()-int64(len(crowd.viewers))), "")
 	spent.load(s)
+	close(read)
+	s.add("one that had not read, from its first read to the newest state", ms(late.wait(tb, time.Minute)), "ms")
 	if got := calls(tb, c, mark); got > 0 {
 		tb.Errorf("%d changes shown made %d calls to the API server", n, got)
 	}
@@ -280,20 +311,14 @@ func crowded(tb testing.TB, c *kubetest.Cluster, nodes, viewers, views, n int, r
 	stop()
 	rawTimes(s, raw)
 	versus(s, "HTML", raw, steady, "≤ 3×")
-	each := float64(n * len(steady))
-	s.add("per change and viewer, plain", float64(spent.plain)/each, "B", "≤ 4 kB")
-	s.add("per change and viewer, on the wire", float64(spent.wire)/each, "B", "≤ 4 kB")
+	spent.traffic.sizes(s, "HTML", seen(steady), "")
 	if odd {
-		share := 0
-		for _, v := range slow {
-			share += len(v.arrivals.Load().latencies())
-		}
-		s.add("slow viewers: changes that arrived one by one", 100*float64(share)/float64(max(1, n*len(slow))), "%")
+		s.add("slow viewers: changes that arrived one by one", 100*float64(seen(slow))/float64(max(1, n*len(slow))), "%")
 		s.add("everybody has the newest state after the last change", ms(settled), "ms")
 		s.add("reconnects", float64(crowd.connects.Load()-before), "")
 		s.add("reconnecting viewers", float64(len(restive)), "")
 	}
-	s.add("streams refused", float64(crowd.refused.Load()), "")
+	s.add("streams refused", float64(crowd.refused.Load()+crowd.limited.Load()), "")
 	spent.load(s)
 	s.add("RSS peak", l.usage(tb).peak, "MiB")
 	in := l.innards(tb)
@@ -367,18 +392,20 @@ func held(tb testing.TB, c *kubetest.Cluster, nodes, streams, n int) {
 // back starts the program again, with everybody coming back to it, and looks at pages meanwhile.
 func back(tb testing.TB, s score, l *loaded, crowd *crowd, streams int) {
 	tb.Helper()
-	refused, reset := crowd.refused.Load(), crowd.reset.Load()
+	limited, refused, reset := crowd.limited.Load(), crowd.refused.Load(), crowd.reset.Load()
 	down := time.Now()
 	l.start()
 	began := time.Now()
-	done := make(chan []time.Duration)
+	var views []time.Duration
+	var failed int
 	ctx, cancel := context.WithCancel(tb.Context())
 	defer cancel()
-	go func() { done <- lookAround(ctx, l) }() // waited for below
+	var looking sync.WaitGroup
+	looking.Go(func() { views, failed = lookAround(ctx, l) })
 	until(tb, "everybody to be back", 3*time.Minute, func() bool { return crowd.fresh.Load() >= int64(streams) })
 	all := time.Since(began)
 	cancel()
-	views := <-done
+	looking.Wait()
 	goal := ""
 	if streams == 10000 {
 		goal = "≤ 60 s"
@@ -388,7 +415,9 @@ func back(tb testing.TB, s score, l *loaded, crowd *crowd, streams int) {
 	s.add("pages meanwhile p50", ms(quantile(views, .5)), "ms")
 	s.add("pages meanwhile p99", ms(quantile(views, .99)), "ms", "≤ 2,000 ms")
 	s.add("pages meanwhile", float64(len(views)), "")
-	s.add("clients sent away with 429 or 503", float64(crowd.refused.Load()-refused), "")
+	s.add("pages meanwhile that failed", float64(failed), "", "0")
+	s.add("answers 429", float64(crowd.limited.Load()-limited), "")
+	s.add("answers 503", float64(crowd.refused.Load()-refused), "")
 	s.add("connections without an answer", float64(crowd.reset.Load()-reset), "")
 	u := l.usage(tb)
 	s.add("RSS peak of the return", u.peak, "MiB")
@@ -397,45 +426,49 @@ func back(tb testing.TB, s score, l *loaded, crowd *crowd, streams int) {
 	l.profile(tb, fmt.Sprintf("back-%d", streams))
 }
 
-// lookAround opens pages, ten a second, until told to stop, and returns how long each took. One that fails took as long
-// as it is waited for at most.
-func lookAround(ctx context.Context, l *loaded) (took []time.Duration) {
+// lookAround opens pages, ten a second whether the last one is here or not, until told to stop, and returns how long
+// each took and how many failed.
+func lookAround(ctx context.Context, l *loaded) (took []time.Duration, failed int) {
 	const patience = 30 * time.Second
+	look := func() (time.Duration, error) {
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, l.url+"/nodes?per_page=50", nil)
+		if err != nil {
+			return 0, err
+		}
+		req.Header.Set("Authorization", "Bearer "+l.tokens[len(l.tokens)-1])
+		resp, err := noRedirect.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		defer resp.Body.Close()
+		if _, err = io.Copy(io.Discard, resp.Body); err == nil && resp.StatusCode != http.StatusOK {
+			err = errors.New(resp.Status)
+		}
+		return time.Since(began), err
+	}
+	var mu sync.Mutex // guards took, failed
+	var open sync.WaitGroup
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		began := time.Now()
-		err := func() error {
-			ctx, cancel := context.WithTimeout(ctx, patience)
-			defer cancel()
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, l.url+"/nodes?per_page=50", nil)
+		open.Go(func() {
+			d, err := look()
+			mu.Lock()
+			defer mu.Unlock()
 			if err != nil {
-				return err
+				failed++
+				return
 			}
-			req.Header.Set("Authorization", "Bearer "+l.tokens[len(l.tokens)-1])
-			resp, err := noRedirect.Do(req)
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			if resp.StatusCode != http.StatusOK {
-				return fmt.Errorf("%s", resp.Status)
-			}
-			_, err = io.Copy(io.Discard, resp.Body)
-			return err
-		}()
-		switch {
-		case ctx.Err() != nil:
-			return took
-		case err != nil:
-			took = append(took, patience)
-		default:
-			took = append(took, time.Since(began))
-		}
+			took = append(took, d)
+		})
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return took
+			open.Wait()
+			return took, failed
 		}
 	}
 }
@@ -541,8 +574,8 @@ func burst(tb testing.TB, c *kubetest.Cluster, nodes, viewers int) {
 		pages += v.messages.Load()
 	}
 	s.add("messages per HTML viewer", float64(pages)/float64(len(html)), "")
-	s.add("per viewer, plain", float64(spent.plain)/float64(viewers)/1e6, "MB")
-	s.add("per viewer, on the wire", float64(spent.wire)/float64(viewers)/1e6, "MB")
+	s.add("per viewer, plain", float64(spent.traffic.plain)/float64(viewers)/1e6, "MB")
+	s.add("per viewer, on the wire", float64(spent.traffic.wire)/float64(viewers)/1e6, "MB")
 	spent.load(s)
 	s.add("RSS peak", l.usage(tb).peak, "MiB")
 	s.add("streams opened again", float64(crowd.connects.Load()-int64(viewers)), "")
@@ -551,37 +584,67 @@ func burst(tb testing.TB, c *kubetest.Cluster, nodes, viewers int) {
 	l.stop()
 }
 
+// batches cordons every node by a batch, beside a bare loop of patches with the same parallelism.
+func batches(tb testing.TB, c *kubetest.Cluster, nodes, parallel int) {
+	tb.Helper()
+	s := scoreOf(tb, fmt.Sprintf("batch over %d nodes, %d at a time", nodes, parallel))
+	l := serveLoad(tb, 1, c.Kubeconfig)
+	l.synced(tb, 1, nodes)
+	names := nodeNames(tb, c)
+	who := l.as(tb)
+	refs := make([]string, len(names))
+	for i, n := range names {
+		refs[i] = c.Name + "/" + n
+	}
+	patch := func(unschedulable bool) time.Duration {
+		began := time.Now()
+		each(tb, parallel, names, func(ctx context.Context, _ int, node string) error {
+			_, err := c.Client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType,
+				fmt.Appendf(nil, `{"spec":{"unschedulable":%t}}`, unschedulable), metav1.PatchOptions{})
+			return err
+		})
+		return time.Since(began)
+	}
+	bare := patch(true)
+	patch(false)
+	l.synced(tb, 1, nodes)
+	body, err := json.Marshal(map[string]any{
+		"action": "cordon", "nodes": strings.Join(refs, "\n"), "reason": "bench", "max_concurrent": parallel,
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	began := time.Now()
+	var b batch
+	who.json(http.StatusAccepted, &b, "POST", "/api/v1/batches", string(body))
+	b = who.batchDone(b.ID)
+	ours := time.Since(began)
+	if b.Counts.Succeeded != nodes {
+		tb.Errorf("%s, want %d to succeed", b, nodes)
+	}
+	patch(false)
+	s.add("bare loop", float64(nodes)/bare.Seconds(), "nodes/s")
+	s.add("batch", float64(nodes)/ours.Seconds(), "nodes/s")
+	s.add("batch against the bare loop", 100*bare.Seconds()/ours.Seconds(), "%", "≥ 80 %", "≥ 95 %")
+	s.done()
+	l.stop()
+}
+
 // sweep makes change i on node i, as many at a time as the API server takes well.
 func sweep(tb testing.TB, c *kubetest.Cluster, ch *changes, names []string) {
 	tb.Helper()
-	next := make(chan int)
-	errs := make(chan error, 16)
-	var workers sync.WaitGroup
-	for range cap(errs) {
-		workers.Go(func() {
-			for i := range next {
-				if err := ch.send(tb.Context(), c.Client(), names[i], i); err != nil {
-					errs <- err
-					return
-				}
-			}
-		})
+	each(tb, 16, names, func(ctx context.Context, i int, node string) error { return ch.send(ctx, c.Client(), node, i) })
+}
+
+// each does something to every node, so many at a time.
+func each(tb testing.TB, parallel int, names []string, do func(ctx context.Context, i int, node string) error) {
+	tb.Helper()
+	g, ctx := errgroup.WithContext(tb.Context())
+	g.SetLimit(parallel)
+	for i, name := range names {
+		g.Go(func() error { return do(ctx, i, name) })
 	}
-	var err error
-feed:
-	for i := range names {
-		select {
-		case next <- i:
-		case err = <-errs:
-			break feed
-		}
-	}
-	close(next)
-	workers.Wait()
-	if err == nil && len(errs) > 0 {
-		err = <-errs
-	}
-	if err != nil {
+	if err := g.Wait(); err != nil {
 		tb.Fatal(err)
 	}
 }

@@ -17,6 +17,7 @@ func TestLoad_Smoke(t *testing.T) {
 	changesTo(t, c, nodes, 2, 10, 20)
 	crowded(t, c, nodes, streams, 5, 20, 20, true)
 	burst(t, c, nodes, 10)
+	batches(t, c, nodes, 4)
 	held(t, c, nodes, streams, 2)
 	whole(t, c, nodes, 3)
 	down(t, 4)
