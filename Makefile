@@ -14,7 +14,7 @@ KUBECONFIG ?= $(HOME)/.kube/config
 TEST_TIMEOUT ?= 25m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build devcluster browser test check generate generated tidy fix lint vet bench bench-go fuzz image clean
+.PHONY: help demo run build devcluster browser test check generate generated tidy fix lint vet bench bench-quick bench-go fuzz image clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -62,7 +62,10 @@ lint: ## golangci-lint, pinned in tools/go.mod
 	$(LINT) run ./...
 
 bench: devcluster ## the numbers of docs/benchmarks.md, beside a raw watch in the same run
-	$(GO) test -run "^$$" -bench . -benchtime 1x -timeout 30m ./internal/e2e
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m ./internal/e2e
+
+bench-quick: devcluster ## the same in small: does it all run?
+	KNM_BENCH_SCALE=20 $(GO) test -run '^$$' -bench . -benchtime 1x -timeout 15m ./internal/e2e
 
 bench-go: ## go benchmarks with allocations for the hot paths
 	$(GO) test -run '^$$' -bench . -benchmem ./realtime/... ./views/...

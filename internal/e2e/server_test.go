@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -35,6 +36,12 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		if err := os.Unsetenv(asProgram); err != nil { // an unknown KNM_ variable is an error of the program
 			panic(err)
+		}
+		if os.Getenv(hooked) != "" {
+			if err := os.Unsetenv(hooked); err != nil {
+				panic(err)
+			}
+			serveHook()
 		}
 		os.Exit(asMain())
 	}
@@ -65,6 +72,10 @@ func (r runner) Run() int {
 		chromium.close()
 	}
 	http.DefaultClient.CloseIdleConnections()
+	if err := publish(flag.Lookup("test.bench").Value.String() != ""); err != nil {
+		fmt.Fprintln(os.Stderr, "writing the results:", err)
+		code = max(code, 1)
+	}
 	return code
 }
 
@@ -85,6 +96,7 @@ type server struct {
 	cmd     *exec.Cmd
 	ended   chan error
 	log     string // file
+	hook    *hook
 }
 
 // startServer serves the contexts of the kubeconfigs on a free port until the test ends.
@@ -135,9 +147,15 @@ func (s *server) start() {
 	s.cmd = program(append([]string{"serve", "--listen", s.listen, "--data-dir", s.dataDir, "--metrics-listen", ""}, s.args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = out, out
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	hook, started, err := newHook(s.cmd)
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
+	started()
+	s.hook = hook
 	s.ended = make(chan error, 1)
 	cmd, ended := s.cmd, s.ended
 	go func() { ended <- cmd.Wait() }()
@@ -154,6 +172,7 @@ func (s *server) start() {
 		select {
 		case <-tick.C:
 		case err := <-s.ended:
+			s.hook.close()
 			s.cmd = nil
 			b, _ := os.ReadFile(s.log)
 			s.t.Fatalf("the server ended at its start: %v\n%s", err, lastLines(b, 40))
@@ -195,6 +214,7 @@ func (s *server) end(sig syscall.Signal) {
 		}
 		s.t.Logf("killed: %v", <-s.ended)
 	}
+	s.hook.close()
 	s.cmd = nil
 }
 
