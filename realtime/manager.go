@@ -26,6 +26,7 @@ type Manager struct {
 	metrics *metrics
 	clock   atomic.Uint64 // the one revision counter of the process
 	wake    chan struct{} // something visible changed; capacity 1
+	listed  chan struct{} // a large list has come; capacity 1
 	syncs   chan struct{} // first lists under way; see maxFirstLists
 
 	mu       sync.RWMutex      // guards everything below
@@ -72,7 +73,7 @@ func NewManager(cfg ManagerConfig) *Manager {
 	cfg.Logger = cfg.Logger.With("component", "realtime")
 	m := &Manager{
 		cfg: cfg, render: &renderer{Renderer: cfg.Render, log: cfg.Logger, cache: newRowCache(cfg.CacheBytes)},
-		wake: make(chan struct{}, 1), syncs: make(chan struct{}, maxFirstLists),
+		wake: make(chan struct{}, 1), listed: make(chan struct{}, 1), syncs: make(chan struct{}, maxFirstLists),
 		boards: map[string]*board{}, runs: map[string]*supervisor{}, topology: 1,
 		views: map[string]*view{}, routes: routes{},
 	}
@@ -104,6 +105,7 @@ func (m *Manager) start(ctx context.Context) error {
 		return errRunning
 	}
 	m.ctx = ctx
+	m.running.Go(func() { m.tidy(ctx) })
 	for _, s := range m.runs {
 		m.launch(s)
 	}

@@ -637,6 +637,7 @@ func (k *sink) Replace(list []any, _ string) error {
 	k.s.m.metrics.relists.WithLabelValues(k.s.cluster.Name).Inc()
 	k.s.source.dials = k.s.cluster.Dials()
 	k.s.live()
+	k.s.m.tookList(len(nodes))
 	if k.synced != nil {
 		close(k.synced)
 		k.synced = nil

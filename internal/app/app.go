@@ -46,6 +46,8 @@ type Options struct {
 	Logger   *slog.Logger
 	Notice   io.Writer      // where the person who starts the program reads the address and the set-up code
 	Clusters []kube.Cluster // watched beside those of the configuration
+
+	KubeconfigEvery time.Duration // between two looks at the kubeconfigs; 0: five seconds
 }
 
 // App is the server, wired and not yet running.
@@ -59,6 +61,7 @@ type App struct {
 	manager *realtime.Manager
 	streams *realtime.Streamer
 	engine  *batch.Engine
+	files   *kubeconfigs
 	server  *http.Server
 	metrics *http.Server
 	http    net.Listener
@@ -88,8 +91,9 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.component("auth")})
 	a.manager = realtime.NewManager(realtime.ManagerConfig{
 		Logger: a.component("realtime"), Metrics: registry, Render: renderer{}, Identities: a.store,
-		Epoch: realtime.Epoch(opts.Version),
+		Epoch: realtime.Epoch(opts.Version), CacheBytes: cfg.CacheBytes,
 	})
+	a.files = newKubeconfigs(a, registry)
 	if err := a.addClusters(); err != nil {
 		return nil, err
 	}
@@ -136,7 +140,7 @@ func (a *App) component(name string) *slog.Logger { return a.logger.With("compon
 
 // addClusters makes every context of the configured files a cluster. It connects to none.
 func (a *App) addClusters() error {
-	clusters, err := kube.Load(a.cfg.Kubeconfigs, kube.WithVersion(a.opts.Version))
+	clusters, err := a.files.load()
 	if err != nil {
 		return fmt.Errorf("reading kubeconfigs: %w", err)
 	}
@@ -150,11 +154,6 @@ func (a *App) addClusters() error {
 	clusters = append(clusters, a.opts.Clusters...)
 	var errs []error
 	for _, c := range clusters {
-		// Such a name is a step in every path that holds it, for browsers and proxies alike.
-		if c.Name == "" || c.Name == "." || c.Name == ".." {
-			errs = append(errs, fmt.Errorf("a context named %q cannot be shown under a URL: rename it", c.Name))
-			continue
-		}
 		if err := a.manager.Add(c); err != nil {
 			errs = append(errs, fmt.Errorf("adding cluster %q: %w", c.Name, err))
 		}
@@ -259,6 +258,9 @@ func (a *App) Run(ctx context.Context) error {
 	g := newGroup(ctx)
 	g.start(&a.ends, "sessions", a.auth.Run)
 	g.start(&a.ends, "supervisors", a.manager.Run)
+	if len(a.cfg.Kubeconfigs) > 0 {
+		g.start(&a.ends, "kubeconfigs", a.files.run)
+	}
 	g.start(&a.ends, "batches", a.engine.Run)
 	if a.metrics != nil {
 		a.serve(g, "metrics", a.metrics, a.prom)

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	osuser "os/user"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"k8s.io/klog/v2"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
@@ -37,6 +39,9 @@ func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) 
 		// klog has one logger for the process, which its own calls read from the first client on without a lock: it is
 		// set here, where there is one server in a process, and before there is a client.
 		klog.SetSlogLogger(logger.With("component", "client-go"))
+		if err := boundMemory(logger); err != nil {
+			logger.Warn("memory is not bounded by that of the container", "err", err)
+		}
 		a, err := New(ctx, cfg.Serve, Options{Version: version, Logger: logger, Notice: std.Out})
 		if err != nil {
 			return err
@@ -61,6 +66,22 @@ func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) 
 			return user(ctx, cfg.Command, cfg.User, people, std)
 		})
 	}
+}
+
+// boundMemory makes the collector work harder before the container's limit would end the process. A GOMEMLIMIT in the
+// environment wins; without either there is no bound.
+func boundMemory(logger *slog.Logger) error {
+	limit, err := memlimit.Set()
+	switch {
+	case errors.Is(err, memlimit.ErrNoLimit), errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported):
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading the container's memory limit: %w", err)
+	}
+	if limit < math.MaxInt64 {
+		logger.Info("memory bound", "bytes", limit)
+	}
+	return nil
 }
 
 // beside opens the database that a server may be using at the same time.

@@ -54,6 +54,7 @@ type Serve struct {
 	LogFormat     string // json or text
 	LogLevel      slog.Level
 	Streams       Streams
+	CacheBytes    int64 // for nodes and their rendered rows
 }
 
 // Streams bounds the live streams that may be open at once; all are positive.
@@ -132,6 +133,7 @@ func (s Serve) LogValue() slog.Value {
 		slog.Bool("tls", s.TLS()),
 		slog.String("metrics_listen", s.MetricsListen),
 		slog.Any("streams", s.Streams),
+		slog.Int64("cache_max_bytes", s.CacheBytes),
 	)
 }
 

@@ -42,9 +42,13 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
-	LogFormat string `default:"json" enum:"json,text" help:"json or text."`
-	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	CacheMaxBytes int64  `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
+	LogFormat     string `default:"json" enum:"json,text" help:"json or text."`
+	LogLevel      string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 }
+
+// minCache is less than one small cluster needs; a number below it was meant in other units.
+const minCache = 1 << 20
 
 // streams are the limits of live streams.
 type streams struct {
@@ -260,6 +264,10 @@ func (s serveCmd) config(p *problems) Serve {
 		MetricsListen: s.MetricsListen,
 		LogFormat:     s.LogFormat,
 		Streams:       s.streams.config(p),
+		CacheBytes:    s.CacheMaxBytes,
+	}
+	if s.CacheMaxBytes < minCache {
+		p.add("cache-max-bytes", "must be at least %d", minCache)
 	}
 	if err := cfg.LogLevel.UnmarshalText([]byte(s.LogLevel)); err != nil {
 		p.add("log-level", "%q is not a level", s.LogLevel)

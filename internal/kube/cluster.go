@@ -2,6 +2,8 @@ package kube
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/connrotation"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -35,6 +38,7 @@ const (
 type Cluster struct {
 	Name   string
 	Server string // URL of the API server
+	Digest string // changes with anything that the kubeconfig says of it; "" if it came from none
 	Watch  kubernetes.Interface
 	Ops    kubernetes.Interface
 	// Fault says why no client could be made from the kubeconfig; Watch and Ops are then nil. Such a cluster is shown
@@ -150,10 +154,14 @@ func Load(paths []string, opts ...Option) ([]Cluster, error) {
 					name, other, path, fleet.ErrConflict)
 			}
 			from[name] = path
+			digest, err := digestOf(config, name)
+			if err != nil {
+				return nil, fmt.Errorf("loading kubeconfig %s: %w", path, err)
+			}
 			cfg, err := clientcmd.NewNonInteractiveClientConfig(*config, name, nil, nil).ClientConfig()
 			if err != nil {
 				clusters = append(clusters, Cluster{
-					Name:  name,
+					Name: name, Digest: digest,
 					Fault: fmt.Errorf("context %q of kubeconfig %s: %w", name, path, err),
 				})
 				continue
@@ -166,10 +174,32 @@ func Load(paths []string, opts ...Option) ([]Cluster, error) {
 					Fault:  fmt.Errorf("context %q of kubeconfig %s: %w", name, path, err),
 				}
 			}
+			c.Digest = digest
 			clusters = append(clusters, c)
 		}
 	}
 	return clusters, nil
+}
+
+// digestOf is the same for two readings of a context if its cluster and its user say the same.
+func digestOf(config *clientcmdapi.Config, context string) (string, error) {
+	one := &clientcmdapi.Config{}
+	c := config.Contexts[context]
+	if c != nil {
+		one.Contexts = map[string]*clientcmdapi.Context{context: c}
+		if cluster := config.Clusters[c.Cluster]; cluster != nil {
+			one.Clusters = map[string]*clientcmdapi.Cluster{c.Cluster: cluster}
+		}
+		if user := config.AuthInfos[c.AuthInfo]; user != nil {
+			one.AuthInfos = map[string]*clientcmdapi.AuthInfo{c.AuthInfo: user}
+		}
+	}
+	b, err := clientcmd.Write(*one)
+	if err != nil {
+		return "", fmt.Errorf("encoding context %q: %w", context, err)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // InCluster is the cluster this process runs in, reached with the pod's service account.
