@@ -530,6 +530,10 @@ func (s *supervisor) listWatch() cache.ListerWatcher {
 			if ctx.Err() != nil {
 				return nil, errOver
 			}
+			if o.SendInitialEvents == nil && !src.listed.Load() && !s.cluster.Connected() {
+				src.end(errEnded) // see opened: there is no doubt that the connection would be a new one
+				return nil, errOver
+			}
 			w, err := s.cluster.WatchNodes(ctx, o)
 			if err == nil {
 				if err = s.opened(ctx, src, o); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -51,6 +52,8 @@ type Cluster struct {
 type line struct {
 	read  atomic.Int64                                // bytes of answers to the watch client
 	dials atomic.Int64                                // connections made
+	open  atomic.Int64                                // connections that are open
+	frame atomic.Int64                                // bytes of a watch since its last whole event
 	ended atomic.Bool                                 // none may be made any more
 	gate  atomic.Pointer[func(context.Context) error] // asked before each write; nil: nothing to ask
 }
@@ -63,6 +66,9 @@ func (c Cluster) Dials() int64 {
 	}
 	return c.line.dials.Load()
 }
+
+// Connected tells whether a connection is open: without one, the next request makes one.
+func (c Cluster) Connected() bool { return c.line == nil || c.line.open.Load() > 0 }
 
 // Gate has f asked before every write of Ops, which fails with its error.
 func (c Cluster) Gate(f func(context.Context) error) {
@@ -202,10 +208,12 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 			return nil, fmt.Errorf("dialing: cluster %s was removed: %w", name, fleet.ErrUnavailable)
 		}
 		conn, err := dial(ctx, network, address)
-		if err == nil {
-			line.dials.Add(1)
+		if err != nil {
+			return nil, err
 		}
-		return conn, err
+		line.dials.Add(1)
+		line.open.Add(1)
+		return &countedConn{Conn: conn, closed: sync.OnceFunc(func() { line.open.Add(-1) })}, nil
 	})
 	watch.Dial = dialer.DialContext
 	client, err := rest.HTTPClientFor(watch)
@@ -217,7 +225,7 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
 	}
-	nodes, err := nodesClient(watch, watching)
+	nodes, err := nodesClient(watch, watching, line)
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
 	}
@@ -232,6 +240,17 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 		Name: name, Server: watch.Host, Watch: w, Ops: p,
 		transport: client.Transport, dialer: dialer, line: line, nodes: nodes,
 	}, nil
+}
+
+// countedConn tells when it is closed.
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // silent drops the server's deprecation warnings: they are about this program's code, and its operators read the log.

@@ -11,10 +11,11 @@ import (
 )
 
 // The most that one answer may hold. client-go reads an answer into memory before it looks at it, and a server that
-// never stops must not take the process down. Watches are bounded by the decoder, event by event.
+// never stops must not take the process down. A watch may have any number of events, each of that much at most.
 const (
 	maxNodes  = 512 << 20 // ten times a list of 5,000 large nodes
 	maxAnswer = 64 << 20
+	maxEvent  = 32 << 20
 )
 
 // RedirectError says that a server sends us elsewhere. Nobody goes there: the next server would be sent the credential.
@@ -49,6 +50,9 @@ func (g *guarded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if resp.StatusCode >= 300 && resp.StatusCode < 400 && resp.StatusCode != http.StatusNotModified {
 		closeBody(resp.Body)
 		return nil, &RedirectError{To: origin(resp)}
+	}
+	if resp.StatusCode == http.StatusOK && limitOf(r.URL) < 0 {
+		g.line.frame.Store(0)
 	}
 	resp.Body = &guardedBody{ReadCloser: resp.Body, line: g.line, counted: !g.acts, left: limitOf(r.URL)}
 	return resp, nil
@@ -94,6 +98,9 @@ func (b *guardedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if b.counted {
 		b.line.read.Add(int64(n))
+	}
+	if b.left < 0 && b.line.frame.Add(int64(n)) > maxEvent {
+		return 0, fmt.Errorf("the event does not end: %w", fleet.ErrTooLarge)
 	}
 	if b.left >= 0 {
 		if b.left -= int64(n); b.left < 0 {
