@@ -195,8 +195,8 @@ func (s *supervisor) delay(err error, failures int) time.Duration {
 		return jitter(min(d, most, networkMax))
 	}
 	d = jitter(min(d, most))
-	if wait, ok := apierrors.SuggestsClientDelay(err); ok && wait > 0 {
-		asked := min(time.Duration(wait)*time.Second, most)
+	wait, _ := apierrors.SuggestsClientDelay(err)
+	if asked := min(max(time.Duration(wait)*time.Second, s.cluster.Patience()), most); asked > 0 {
 		d = max(d, asked+rand.N(asked/8+1))
 	}
 	return d

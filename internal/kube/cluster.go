@@ -50,12 +50,13 @@ type Cluster struct {
 
 // line is what a cluster's connections have in common.
 type line struct {
-	read  atomic.Int64                                // bytes of answers to the watch client
-	dials atomic.Int64                                // connections made
-	open  atomic.Int64                                // connections that are open
-	frame atomic.Int64                                // bytes of a watch since its last whole event
-	ended atomic.Bool                                 // none may be made any more
-	gate  atomic.Pointer[func(context.Context) error] // asked before each write; nil: nothing to ask
+	read     atomic.Int64                                // bytes of answers to the watch client
+	dials    atomic.Int64                                // connections made
+	open     atomic.Int64                                // connections that are open
+	frame    atomic.Int64                                // bytes of a watch since its last whole event
+	patience atomic.Int64                                // what the last answer asked for, in nanoseconds
+	ended    atomic.Bool                                 // none may be made any more
+	gate     atomic.Pointer[func(context.Context) error] // asked before each write; nil: nothing to ask
 }
 
 // Dials counts the connections that were made so far. What was learnt of the server at one end of a connection need not
@@ -65,6 +66,15 @@ func (c Cluster) Dials() int64 {
 		return 0
 	}
 	return c.line.dials.Load()
+}
+
+// Patience is how long the last answer to the watch client asked us to wait, as its header says: client-go reads that
+// from the body alone when the body is a status.
+func (c Cluster) Patience() time.Duration {
+	if c.line == nil {
+		return 0
+	}
+	return time.Duration(c.line.patience.Load())
 }
 
 // Connected tells whether a connection is open: without one, the next request makes one.
@@ -206,6 +216,9 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	dialer := connrotation.NewDialer(func(ctx context.Context, network, address string) (net.Conn, error) {
 		if line.ended.Load() {
 			return nil, fmt.Errorf("dialing: cluster %s was removed: %w", name, fleet.ErrUnavailable)
+		}
+		if ctx.Value(onlyOpen{}) != nil {
+			return nil, errNotOpen
 		}
 		conn, err := dial(ctx, network, address)
 		if err != nil {
