@@ -207,8 +207,8 @@ func (s *supervisor) delay(err error, failures int) time.Duration {
 		return jitter(min(d, most, networkMax))
 	}
 	d = jitter(min(d, most))
-	if wait, ok := apierrors.SuggestsClientDelay(err); ok && wait > 0 {
-		asked := min(time.Duration(wait)*time.Second, most)
+	wait, _ := apierrors.SuggestsClientDelay(err)
+	if asked := min(max(time.Duration(wait)*time.Second, s.cluster.Patience()), most); asked > 0 {
 		d = max(d, asked+rand.N(asked/8+1))
 	}
 	return d
@@ -540,6 +540,10 @@ func (s *supervisor) listWatch() cache.ListerWatcher {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			src := s.source
 			if ctx.Err() != nil {
+				return nil, errOver
+			}
+			if o.SendInitialEvents == nil && !src.listed.Load() && !s.cluster.Connected() {
+				src.end(errEnded) // see opened: there is no doubt that the connection would be a new one
 				return nil, errOver
 			}
 			w, err := s.cluster.WatchNodes(ctx, o)

@@ -86,7 +86,7 @@ func (i *identity) doubt() {
 
 // settle asks who is there if connections were made since it was asked last.
 func (s *supervisor) settle(ctx context.Context) error {
-	if s.id.good(s.cluster.Dials()) {
+	if s.cluster.Connected() && s.id.good(s.cluster.Dials()) {
 		return nil
 	}
 	return s.identify(ctx)

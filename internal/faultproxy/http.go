@@ -1,6 +1,7 @@
 package faultproxy
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -78,7 +79,14 @@ type HTTP struct {
 	most    int
 	cert    *tls.Certificate
 	muted   bool
-	changed chan struct{} // closed and replaced when rules or muted change
+	watches map[*watch]struct{} // open ones
+	changed chan struct{}       // closed and replaced when rules or muted change
+}
+
+// watch is an open one: ended says that its end is meant to look like one that the server wanted.
+type watch struct {
+	cancel context.CancelFunc
+	ended  bool // guarded by HTTP.mu
 }
 
 type ruleState struct {
@@ -95,7 +103,7 @@ func HTTP1() Option { return func(s *httptest.Server) { s.EnableHTTP2 = false } 
 // NewHTTP starts a proxy to the API server of cfg, with the credential of cfg, and ends it with the test.
 func NewHTTP(tb testing.TB, cfg *rest.Config, opts ...Option) *HTTP {
 	tb.Helper()
-	h := &HTTP{done: make(chan struct{}), changed: make(chan struct{})}
+	h := &HTTP{done: make(chan struct{}), changed: make(chan struct{}), watches: map[*watch]struct{}{}}
 	fail := func(err error) {
 		if err != nil {
 			tb.Fatalf("faultproxy: %v", err)
@@ -170,6 +178,30 @@ func (h *HTTP) Mute(on bool) {
 	defer h.mu.Unlock()
 	h.muted = on
 	h.announce()
+}
+
+// EndWatches ends the open watches as a server does when their time is over; their connections stay.
+func (h *HTTP) EndWatches() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for w := range h.watches {
+		w.ended = true
+		w.cancel()
+	}
+}
+
+// follow notes an open watch until done is called, which tells, also a second time, whether EndWatches ended it.
+func (h *HTTP) follow(cancel context.CancelFunc) (done func() bool) {
+	w := &watch{cancel: cancel}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.watches[w] = struct{}{}
+	return func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.watches, w)
+		return w.ended
+	}
 }
 
 func (h *HTTP) announce() {
@@ -315,7 +347,14 @@ func (h *HTTP) open(r *http.Request) bool {
 
 // forward hands the call to the API server.
 func forward(h *HTTP, w http.ResponseWriter, r *http.Request) {
-	out := r.Clone(r.Context())
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	ended := func() bool { return false }
+	if isWatch(r) {
+		ended = h.follow(cancel)
+		defer ended()
+	}
+	out := r.Clone(ctx)
 	out.RequestURI = ""
 	out.URL.Scheme, out.URL.Host, out.Host = h.target.Scheme, h.target.Host, h.target.Host
 	out.Header.Del("Authorization")
@@ -330,7 +369,7 @@ func forward(h *HTTP, w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	rc, watch := http.NewResponseController(w), isWatch(r)
+	rc, watching := http.NewResponseController(w), isWatch(r)
 	flush := func() bool { return rc.Flush() == nil }
 	if !flush() {
 		return
@@ -338,7 +377,7 @@ func forward(h *HTTP, w http.ResponseWriter, r *http.Request) {
 	buf := make([]byte, piece)
 	for {
 		n, err := resp.Body.Read(buf)
-		if watch && !h.open(r) {
+		if watching && !h.open(r) {
 			return
 		}
 		if n > 0 {
@@ -347,7 +386,7 @@ func forward(h *HTTP, w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		if err != nil {
-			if err != io.EOF {
+			if !ended() && err != io.EOF {
 				panic(http.ErrAbortHandler)
 			}
 			return

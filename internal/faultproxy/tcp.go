@@ -42,11 +42,12 @@ var (
 
 // TCP forwards connections to one address. Make one with NewTCP.
 type TCP struct {
-	addr, target string
-	seed         uint64
-	running      sync.WaitGroup
+	addr    string
+	seed    uint64
+	running sync.WaitGroup
 
 	mu       sync.Mutex // guards everything below
+	target   string
 	fault    Fault
 	changed  chan struct{} // closed and replaced whenever fault changes
 	listener net.Listener  // nil while connections are refused
@@ -59,6 +60,7 @@ type TCP struct {
 type Conn struct {
 	p      *TCP
 	n      uint64
+	target string
 	client *net.TCPConn
 	done   chan struct{}
 	end    func()
@@ -123,7 +125,7 @@ func (p *TCP) accept(client *net.TCPConn) {
 		return
 	}
 	p.opened++
-	c := &Conn{p: p, n: p.opened, client: client, done: make(chan struct{})}
+	c := &Conn{p: p, n: p.opened, target: p.target, client: client, done: make(chan struct{})}
 	c.end = sync.OnceFunc(func() { close(c.done) })
 	p.conns[c] = struct{}{}
 	p.running.Go(func() { c.run(fault.Accept == Silence) })
@@ -155,6 +157,13 @@ func (p *TCP) Set(tb testing.TB, f Fault) {
 func (p *TCP) announce() {
 	close(p.changed)
 	p.changed = make(chan struct{})
+}
+
+// Retarget leads new connections to another address.
+func (p *TCP) Retarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
 
 // Cut resets every open connection.
@@ -227,7 +236,7 @@ func (c *Conn) run(silent bool) {
 	}()
 	var server *net.TCPConn
 	if !silent {
-		conn, err := net.DialTimeout("tcp", c.p.target, 10*time.Second) //nolint:noctx // as long as that
+		conn, err := net.DialTimeout("tcp", c.target, 10*time.Second) //nolint:noctx // as long as that
 		if err != nil {
 			drop(c.client)
 			return

@@ -94,11 +94,13 @@ func restClient(c rest.Interface) rest.Interface {
 }
 
 // nodesClient is a client of the core group whose decoders are contained.
-func nodesClient(cfg *rest.Config, h *http.Client) (rest.Interface, error) {
+func nodesClient(cfg *rest.Config, h *http.Client, l *line) (rest.Interface, error) {
 	cfg = rest.CopyConfig(cfg)
 	gv := corev1.SchemeGroupVersion
 	cfg.GroupVersion, cfg.APIPath = &gv, "/api"
-	cfg.NegotiatedSerializer = contained{rest.CodecFactoryForGeneratedClient(scheme.Scheme, scheme.Codecs).WithoutConversion()}
+	cfg.NegotiatedSerializer = contained{
+		rest.CodecFactoryForGeneratedClient(scheme.Scheme, scheme.Codecs).WithoutConversion(), func() { l.frame.Store(0) },
+	}
 	if cfg.UserAgent == "" {
 		cfg.UserAgent = rest.DefaultKubernetesUserAgent()
 	}
@@ -107,7 +109,10 @@ func nodesClient(cfg *rest.Config, h *http.Client) (rest.Interface, error) {
 
 // contained makes a panic over an odd object an error. A watch is decoded in a goroutine of client-go, where a panic
 // would end the process, and with it the watches of every other cluster.
-type contained struct{ runtime.NegotiatedSerializer }
+type contained struct {
+	runtime.NegotiatedSerializer
+	decoded func() // called for each object
+}
 
 func (c contained) SupportedMediaTypes() []runtime.SerializerInfo {
 	infos := c.NegotiatedSerializer.SupportedMediaTypes()
@@ -124,12 +129,16 @@ func (c contained) SupportedMediaTypes() []runtime.SerializerInfo {
 }
 
 func (c contained) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
-	return containedDecoder{c.NegotiatedSerializer.DecoderToVersion(d, gv)}
+	return containedDecoder{c.NegotiatedSerializer.DecoderToVersion(d, gv), c.decoded}
 }
 
-type containedDecoder struct{ runtime.Decoder }
+type containedDecoder struct {
+	runtime.Decoder
+	decoded func()
+}
 
 func (d containedDecoder) Decode(data []byte, gvk *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	d.decoded()
 	return decode(d.Decoder, data, gvk, into)
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,10 +54,13 @@ type Cluster struct {
 
 // line is what a cluster's connections have in common.
 type line struct {
-	read  atomic.Int64                                // bytes of answers to the watch client
-	dials atomic.Int64                                // connections made
-	ended atomic.Bool                                 // none may be made any more
-	gate  atomic.Pointer[func(context.Context) error] // asked before each write; nil: nothing to ask
+	read     atomic.Int64                                // bytes of answers to the watch client
+	dials    atomic.Int64                                // connections made
+	open     atomic.Int64                                // connections that are open
+	frame    atomic.Int64                                // bytes of a watch since its last whole event
+	patience atomic.Int64                                // what the last answer asked for, in nanoseconds
+	ended    atomic.Bool                                 // none may be made any more
+	gate     atomic.Pointer[func(context.Context) error] // asked before each write; nil: nothing to ask
 }
 
 // Dials counts the connections that were made so far. What was learnt of the server at one end of a connection need not
@@ -67,6 +71,18 @@ func (c Cluster) Dials() int64 {
 	}
 	return c.line.dials.Load()
 }
+
+// Patience is how long the last answer to the watch client asked us to wait, as its header says: client-go reads that
+// from the body alone when the body is a status.
+func (c Cluster) Patience() time.Duration {
+	if c.line == nil {
+		return 0
+	}
+	return time.Duration(c.line.patience.Load())
+}
+
+// Connected tells whether a connection is open: without one, the next request makes one.
+func (c Cluster) Connected() bool { return c.line == nil || c.line.open.Load() > 0 }
 
 // Gate has f asked before every write of Ops, which fails with its error.
 func (c Cluster) Gate(f func(context.Context) error) {
@@ -231,11 +247,16 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 		if line.ended.Load() {
 			return nil, fmt.Errorf("dialing: cluster %s was removed: %w", name, fleet.ErrUnavailable)
 		}
-		conn, err := dial(ctx, network, address)
-		if err == nil {
-			line.dials.Add(1)
+		if ctx.Value(onlyOpen{}) != nil {
+			return nil, errNotOpen
 		}
-		return conn, err
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		line.dials.Add(1)
+		line.open.Add(1)
+		return &countedConn{Conn: conn, closed: sync.OnceFunc(func() { line.open.Add(-1) })}, nil
 	})
 	watch.Dial = dialer.DialContext
 	client, err := rest.HTTPClientFor(watch)
@@ -247,7 +268,7 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
 	}
-	nodes, err := nodesClient(watch, watching)
+	nodes, err := nodesClient(watch, watching, line)
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
 	}
@@ -262,6 +283,17 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 		Name: name, Server: watch.Host, Watch: w, Ops: p,
 		transport: client.Transport, dialer: dialer, line: line, nodes: nodes,
 	}, nil
+}
+
+// countedConn tells when it is closed.
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // silent drops the server's deprecation warnings: they are about this program's code, and its operators read the log.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -266,3 +267,31 @@ func skipShort(tb testing.TB) {
 		tb.Skip("kubetest: a control plane is not short")
 	}
 }
+
+// SaveEtcd copies the data of etcd and returns the copy's directory. Etcd must be stopped: see [Cluster.Stop].
+func (c *Cluster) SaveEtcd(tb testing.TB) string {
+	tb.Helper()
+	dir := filepath.Join(tb.TempDir(), "etcd")
+	if err := os.CopyFS(dir, os.DirFS(c.etcdDir())); err != nil {
+		tb.Fatalf("kubetest: saving etcd: %v", err)
+	}
+	return dir
+}
+
+// RestoreEtcd puts the data that SaveEtcd copied in the place of what is there, as after a disaster. Etcd must be
+// stopped.
+func (c *Cluster) RestoreEtcd(tb testing.TB, dir string) {
+	tb.Helper()
+	if c.shared {
+		tb.Fatal("kubetest: other tests use the shared cluster; use kubetest.Start")
+	}
+	err := os.RemoveAll(c.etcdDir())
+	if err == nil {
+		err = os.CopyFS(c.etcdDir(), os.DirFS(dir))
+	}
+	if err != nil {
+		tb.Fatalf("kubetest: restoring etcd: %v", err)
+	}
+}
+
+func (c *Cluster) etcdDir() string { return filepath.Join(c.dev.Dir, c.Name, "etcd") }
