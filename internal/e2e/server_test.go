@@ -240,7 +240,7 @@ func (s *server) addUser(name, role string) string {
 }
 
 // signIn adds a person and signs in through the page, as people do.
-func (s *server) signIn(t *testing.T, name, role string) *tab {
+func (s *server) signIn(t testing.TB, name, role string) *tab {
 	t.Helper()
 	password := s.addUser(name, role)
 	tb := newTab(t, s.url)
