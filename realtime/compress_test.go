@@ -382,5 +382,5 @@ func memory() int64 {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapInuse + m.StackInuse) //nolint:gosec // far from 2^63
+	return int64(m.HeapAlloc + m.StackInuse) //nolint:gosec // far from 2^63
 }

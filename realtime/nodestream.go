@@ -115,7 +115,7 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 }
 
 // openBytes is about how much of the first state is encoded ahead of a client.
-const openBytes = 16 << 10
+const openBytes = 4 << 10
 
 // ready is a channel to wait for when there is more to send already.
 var ready = func() <-chan struct{} {

@@ -81,10 +81,12 @@ type stage struct {
 
 	mu       sync.Mutex
 	nodes    []*fleet.Node
-	refusals []int // statuses for the next attempts to open the stream
+	refusals []int  // statuses for the next attempts to open the stream
+	after    string // Retry-After of refusals
 	attempts int
-	reads    int // of the pods
-	visits   int // of the node page
+	asked    []time.Time // when each attempt came
+	reads    int         // of the pods
+	visits   int         // of the node page
 	deleted  bool
 }
 
@@ -113,12 +115,16 @@ func newStage(t *testing.T) *stage {
 	mux.HandleFunc("GET /nodes/stream", func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		s.attempts++
-		status := 0
+		s.asked = append(s.asked, time.Now())
+		status, after := 0, s.after
 		if len(s.refusals) > 0 {
 			status, s.refusals = s.refusals[0], s.refusals[1:]
 		}
 		s.mu.Unlock()
 		if status != 0 {
+			if after != "" {
+				w.Header().Set("Retry-After", after)
+			}
 			http.Error(w, "no", status)
 			return
 		}
@@ -400,6 +406,57 @@ func TestBrowser_StreamComesBack(t *testing.T) {
 	defer s.mu.Unlock()
 	if s.attempts != before {
 		t.Errorf("asked %d times again after the refusal", s.attempts-before)
+	}
+}
+
+// A server that is full says when to come back; nobody comes before that, and not all at the same moment after it.
+func TestBrowser_ComesBackWhenTheServerWants(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.refusals, s.after = []int{429, 503}, "2"
+	tb := s.open(t)
+	next(t, "stream", s.conns)
+	tb.wait(isLive)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range 2 {
+		if waited := s.asked[i+1].Sub(s.asked[i]); waited < 1900*time.Millisecond { // timers of browsers may be a little early
+			t.Errorf("refused for 2 s, it came back after %s", waited)
+		}
+	}
+	spread := eval[[]float64](tb, `import(document.querySelector('script[src*="live."]').src).then(m =>
+		[0, 1, 2, 5, 6, 7, 1000].flatMap(n => [m.backoff(n, () => 0), m.backoff(n, () => 1)]))`)
+	if want := []float64{0, 500, 0, 1000, 0, 2000, 0, 16000, 0, 30000, 0, 30000, 0, 30000}; !slices.Equal(spread, want) {
+		t.Errorf("waits are from and to %v, want %v", spread, want)
+	}
+}
+
+// A page that is served briefly comes back when it is told to, where it was, and is live all the while.
+func TestBrowser_BriefStreamsStayLive(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	tb := s.open(t)
+	c := next(t, "stream", s.conns)
+	tb.wait(isLive)
+	eval[bool](tb, `(() => {
+		window.states = [];
+		const light = document.getElementById('live-state');
+		new MutationObserver(() => window.states.push(light.dataset.uiState)).observe(light, {attributes: true, attributeFilter: ['data-ui-state']});
+		return true;
+	})()`)
+	c.say(t, "id: e.8\ndata: %s", s.row(0, cordoned))
+	c.say(t, "id: e.8\ndata: 300\nevent: poll")
+	tb.wait(`document.querySelector('#live-state').title.includes('every few seconds')`)
+	close(c.cut)
+	c = next(t, "stream after the poll", s.conns)
+	if c.lastID != "e.8" {
+		t.Errorf("came back with %q, want e.8", c.lastID)
+	}
+	tb.wait(`document.querySelector('#live-state').title === ''`)
+	for _, state := range eval[[]string](tb, `window.states`) {
+		if state != "live" {
+			t.Errorf("between two brief streams the page said %q", state)
+		}
 	}
 }
 

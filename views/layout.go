@@ -11,7 +11,7 @@ import (
 // are never morphed; data-ui- attributes are set by our scripts. live.js decides when a stream is opened again.
 const htmxConfigJSON = `{"extensions":"hx-csp, sse","morphSkip":"[data-keep]","morphSkipChildren":"time",` +
 	`"morphIgnore":["data-htmx-powered","data-ui-"],"history":"reload","includeIndicatorCSS":false,` +
-	`"sse":{"reconnectMaxAttempts":0,"pauseOnBackground":false,"connectTimeout":15000}}`
+	`"sse":{"reconnectMaxAttempts":0,"pauseOnBackground":false,"connectTimeout":10000}}`
 
 func htmlLang(lang string) string {
 	if lang == "zh" {

@@ -50,7 +50,7 @@ func (b *browser) start() {
 
 // tab is one browser window with cookies of its own (a person), or one that shares them with another tab.
 type tab struct {
-	t    *testing.T
+	t    testing.TB
 	ctx  context.Context
 	base string
 
@@ -59,7 +59,7 @@ type tab struct {
 }
 
 // newTab opens a window with an empty cookie jar. Everything the console calls an error fails the test at its end.
-func newTab(t *testing.T, base string) *tab {
+func newTab(t testing.TB, base string) *tab {
 	t.Helper()
 	chromium.once.Do(chromium.start)
 	if chromium.err != nil {
@@ -74,7 +74,7 @@ func (tb *tab) sibling() *tab {
 	return open(tb.ctx, tb.t, tb.base, chromedp.WithNewWindow(true))
 }
 
-func open(parent context.Context, t *testing.T, base string, opts ...chromedp.ContextOption) *tab {
+func open(parent context.Context, t testing.TB, base string, opts ...chromedp.ContextOption) *tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(parent, opts...)
 	tb := &tab{t: t, ctx: ctx, base: base}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -17,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,7 +35,7 @@ import (
 const asProgram = "KNM_E2E_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
+	if version := os.Getenv(asProgram); version != "" {
 		if err := os.Unsetenv(asProgram); err != nil { // an unknown KNM_ variable is an error of the program
 			panic(err)
 		}
@@ -43,18 +45,18 @@ func TestMain(m *testing.M) {
 			}
 			serveHook()
 		}
-		os.Exit(asMain())
+		os.Exit(asMain(version))
 	}
 	goleak.VerifyTestMain(runner{m})
 }
 
 // asMain does what the program's main does.
-func asMain() int {
+func asMain(version string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	cfg, err := config.Parse(os.Args[1:], os.Environ(), os.Stdout)
 	if err == nil {
-		err = app.Execute(ctx, cfg, "test", app.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+		err = app.Execute(ctx, cfg, version, app.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kube-node-manager:", err)
@@ -82,7 +84,7 @@ func (r runner) Run() int {
 // program is the command of the product with args.
 func program(args ...string) *exec.Cmd {
 	c := exec.Command(os.Args[0], args...)
-	c.Env = []string{asProgram + "=1", "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
+	c.Env = []string{asProgram + "=test", "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
 	return c
 }
 
@@ -97,6 +99,8 @@ type server struct {
 	ended   chan error
 	log     string // file
 	hook    *hook
+	version string // of the program; "" for test
+	tls     bool   // with a certificate that nobody knows
 }
 
 // startServer serves the contexts of the kubeconfigs on a free port until the test ends.
@@ -112,7 +116,12 @@ func startServer(t testing.TB, kubeconfigs ...string) *server {
 func startServerWith(t testing.TB, args ...string) *server {
 	t.Helper()
 	listen := freePort(t)
-	s := &server{t: t, url: "http://" + listen, listen: listen, dataDir: filepath.Join(t.TempDir(), "data"), args: args}
+	scheme := "http://"
+	secure := slices.Contains(args, "--tls-self-signed")
+	if secure {
+		scheme = "https://"
+	}
+	s := &server{t: t, url: scheme + listen, tls: secure, listen: listen, dataDir: filepath.Join(t.TempDir(), "data"), args: args}
 	s.log = filepath.Join(t.ArtifactDir(), "server.log")
 	s.start()
 	t.Cleanup(func() {
@@ -146,6 +155,9 @@ func (s *server) start() {
 	defer func() { _ = out.Close() }() // the child has its own
 	s.cmd = program(append([]string{"serve", "--listen", s.listen, "--data-dir", s.dataDir, "--metrics-listen", ""}, s.args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = out, out
+	if s.version != "" {
+		s.cmd.Env = append(s.cmd.Env, asProgram+"="+s.version)
+	}
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	hook, started, err := newHook(s.cmd)
 	if err != nil {
@@ -163,7 +175,7 @@ func (s *server) start() {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if resp, err := http.Get(s.url + "/readyz"); err == nil {
+		if resp, err := s.get("/readyz"); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				return
@@ -180,6 +192,15 @@ func (s *server) start() {
 			s.t.Fatal("the server was not ready after 30 s")
 		}
 	}
+}
+
+func (s *server) get(path string) (*http.Response, error) {
+	if !s.tls {
+		return http.Get(s.url + path)
+	}
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // its certificate was made a moment ago
+	defer tr.CloseIdleConnections()
+	return (&http.Client{Transport: tr}).Get(s.url + path)
 }
 
 // stop asks the program to end and waits until it has.
@@ -239,7 +260,7 @@ func (s *server) addUser(name, role string) string {
 }
 
 // signIn adds a person and signs in through the page, as people do.
-func (s *server) signIn(t *testing.T, name, role string) *tab {
+func (s *server) signIn(t testing.TB, name, role string) *tab {
 	t.Helper()
 	password := s.addUser(name, role)
 	tb := newTab(t, s.url)
