@@ -156,6 +156,22 @@ func TestGroups_Stream(t *testing.T) {
 	}
 }
 
+// A node came under another header in its old place while nobody watched the page: whoever comes back has other lines
+// than the page has, although no row moved.
+func TestGroups_RegroupedWhileAway(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ManagerConfig{Epoch: "e1"}, StreamerConfig{}, "a")
+	for i, zone := range []string{"z1", "z1", "z3"} {
+		b.put("a", spec{name: fmt.Sprintf("n%d", i), rv: i + 1, labels: in(zone)})
+	}
+	w := b.window("group=zone")
+	b.put("a", spec{name: "n1", rv: 10, labels: in("z2")})
+	s := b.open("/nodes?group=zone&since=" + w.Cursor)
+	if e := s.want(); !strings.HasPrefix(e.data, `<hx-partial hx-target="#rows" hx-swap="innerMorph"><tr id="g-z1"`) || !strings.Contains(e.data, `<tr id="g-z2"`) {
+		t.Errorf("got %q, want the page as a whole", e.data)
+	}
+}
+
 // Streams for programs and the selection see no groups, and share the view of those who asked for none.
 func TestGroups_AreForPeople(t *testing.T) {
 	t.Parallel()

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/chromedp/chromedp"
@@ -42,14 +43,14 @@ func TestGroups_FollowTheCluster(t *testing.T) {
 	// The box of a header ticks the nodes of its group, a range goes over a header, and no header is ever selected.
 	const sent = `document.querySelector('#batch textarea[name=nodes]').value`
 	refs := func(of ...string) string {
-		out := ""
+		var out strings.Builder
 		for i, name := range of {
 			if i > 0 {
-				out += "\n"
+				out.WriteString("\n")
 			}
-			out += c.Name + "/" + name
+			out.WriteString(c.Name + "/" + name)
 		}
-		return sent + ` === ` + quote(out)
+		return sent + ` === ` + quote(out.String())
 	}
 	eval[bool](ada, header("zone-b")+`.querySelector('input').click(), true`)
 	ada.wait("the nodes of the group are selected", refs(n[3], n[4]))
