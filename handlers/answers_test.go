@@ -59,6 +59,8 @@ func TestErrors(t *testing.T) {
 		{name: "wrong method", call: call{method: "DELETE", path: "/nodes", who: "viewer"}, status: 405, typ: "method", headers: map[string]string{"Allow": "GET, HEAD"}},
 		{name: "malformed query", call: call{path: "/api/v1/nodes?q=colour%3Ared", who: "viewer"}, status: 422, field: "q", typ: "invalid", says: "colour"},
 		{name: "malformed query, stream", call: call{path: "/nodes/stream?sort=shoe", who: "viewer"}, status: 422, field: "sort", typ: "invalid", says: "shoe"},
+		{name: "malformed group", call: call{path: "/api/v1/nodes?group=shoe", who: "viewer"}, status: 422, field: "group", typ: "invalid", says: "shoe"},
+		{name: "malformed group, stream", call: call{path: "/nodes/stream?group=label%3A", who: "viewer"}, status: 422, field: "group", typ: "invalid"},
 		{name: "unknown parameter", call: call{path: "/api/v1/nodes?colour=red", who: "viewer"}, status: 422, field: "colour", typ: "invalid"},
 		{name: "bad filter of batches", call: call{path: "/batches?state=odd", who: "viewer"}, status: 422, field: "state", typ: "invalid", says: "odd"},
 		{name: "bad time", call: call{path: "/audit?since=yesterday", who: "admin"}, status: 422, field: "since", typ: "invalid", says: "yesterday"},
@@ -444,6 +446,42 @@ func TestBatchStream_Format(t *testing.T) {
 				t.Errorf("%s with %v: %+v", path, tt.header, got)
 			}
 		}
+	}
+}
+
+// The grouping goes with the page to its stream; programs get the groups beside the nodes, and their streams and the
+// selection take the word and have nothing to do with it.
+func TestNodes_Group(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	d := document(t, s.do(call{path: "/nodes?group=zone&sort=-cpu", who: "operator", header: html}))
+	stream, _ := d.Find("#live").Attr("hx-sse:connect")
+	if !strings.Contains(stream, "group=zone") || !strings.Contains(stream, "sort=-cpu") {
+		t.Errorf("the page streams from %q", stream)
+	}
+	if d.Find("#rows > tr:first-child[data-group]").Length() != 1 || d.Find("#rows > tr[data-ref]").Length() != 6 {
+		t.Errorf("rows: %d headers, %d nodes", d.Find("#rows > tr[data-group]").Length(), d.Find("#rows > tr[data-ref]").Length())
+	}
+	s.do(call{path: stream, who: "viewer"})
+	if got := s.lastStream(t).(realtime.NodeStream); got.Query.Group != "zone" {
+		t.Errorf("the stream is grouped by %q", got.Query.Group)
+	}
+	for path, want := range map[string]string{
+		"/api/v1/nodes?group=zone":      `"groups":[{"value":"a","nodes":6,"ready":6,"not_ready":0,"unknown":0,"cordoned":0,"pressure":0,"allocatable":{"cpu_milli":0,"memory_bytes":0,"pods":0}}]`,
+		"/api/v1/nodes?group=pool":      `"groups":[]`,
+		"/api/v1/nodes/refs?group=zone": `"total":6`,
+	} {
+		w := s.do(call{path: path, who: "viewer"})
+		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: status %d, %.400s, want %s", path, w.Code, w.Body.String(), want)
+		}
+	}
+	if w := s.do(call{path: "/api/v1/nodes", who: "viewer"}); strings.Contains(w.Body.String(), "groups") {
+		t.Error("a list that is not grouped has groups")
+	}
+	s.do(call{path: "/api/v1/nodes/events?group=zone", who: "viewer"})
+	if got := s.lastStream(t).(realtime.NodeStream); got.Format != realtime.JSON {
+		t.Errorf("the stream for programs: %+v", got)
 	}
 }
 

@@ -74,11 +74,17 @@ func (wd *world) Window(q *realtime.Query, lang string) realtime.Window {
 		if q.Match(n) {
 			w.Total++
 			w.Counts.Total++
+			if q.Group == "zone" { // all of them are in zone a
+				w.Groups = []realtime.Group{{By: "zone", Value: "a", Nodes: w.Total, Ready: w.Total}}
+			}
 			if len(w.Nodes) < q.PerPage {
 				w.Nodes = append(w.Nodes, n)
 				w.Rows = append(w.Rows, views.Renderer{}.NodeRow(n, lang))
 			}
 		}
+	}
+	if len(w.Groups) > 0 {
+		w.Heads = []realtime.Head{{Row: views.Renderer{}.GroupRow(views.Group(w.Groups[0]), lang)}}
 	}
 	return w
 }

@@ -1,8 +1,11 @@
 package realtime
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -58,6 +61,50 @@ func BenchmarkWindow_5000(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkList_5000 is the whole list as JSON: written from the cached bytes, and for comparison encoded anew.
+func BenchmarkList_5000(b *testing.B) {
+	m := loaded(b, 5000)
+	q := mustQuery(b, nil)
+	b.Run("cached", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			out := bufio.NewWriterSize(io.Discard, 64<<10)
+			for item := range m.List(q, false).Items {
+				if _, err := out.Write(item); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := out.Flush(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("encoded", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			var items []json.RawMessage
+			for _, ref := range m.Matching(q, 5000) {
+				n, err := m.Node(ref)
+				if err != nil {
+					b.Fatal(err)
+				}
+				item, err := fleet.NodeJSON(n)
+				if err != nil {
+					b.Fatal(err)
+				}
+				items = append(items, item)
+			}
+			body, err := json.Marshal(map[string]any{"items": items})
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.Discard.Write(body); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 // BenchmarkView_Cold_5000 is the first look at a query that nobody asked before.

@@ -85,17 +85,6 @@ func parseGroup(s string) (*grouping, error) {
 	return &g, nil
 }
 
-// order puts groups before everything else; the nodes without a value come last.
-func (g *grouping) order(within func(a, b *version) int) func(a, b *version) int {
-	return func(a, b *version) int {
-		x, y := g.of(a.node), g.of(b.node)
-		if x != y {
-			return g.between(x, y)
-		}
-		return within(a, b)
-	}
-}
-
 // between compares two values, "" last.
 func (g *grouping) between(x, y string) int {
 	switch {
@@ -123,6 +112,14 @@ type sums struct {
 	pending map[string]*header  // as it was, of the groups that the changes under way touch; nil: it was not there
 	changed map[string]struct{} // the groups that the last changes left different
 	sorted  []Group             // all of them in order, nil when outdated
+}
+
+// value is the group that a member belongs to. It is worked out once for each of its versions: ordering asks often.
+func (v *view) value(it *item) string {
+	if it.valued != it.ver {
+		it.value, it.valued = v.q.group.of(it.ver.node), it.ver
+	}
+	return it.value
 }
 
 // sum adds a node to its group or takes it away.
@@ -225,7 +222,7 @@ func (v *view) heads(items []*item) []head {
 	}
 	var out []head
 	for i, it := range items {
-		if value := v.q.group.of(it.ver.node); i == 0 || value != out[len(out)-1].value {
+		if value := v.value(it); i == 0 || value != out[len(out)-1].value {
 			out = append(out, head{i, value})
 		}
 	}

@@ -511,7 +511,14 @@ func (w *world) truth(q *Query) truth {
 			nodes = append(nodes, ver)
 		}
 	}
-	slices.SortFunc(nodes, q.cmp)
+	slices.SortFunc(nodes, func(a, b *version) int {
+		if q.group != nil {
+			if c := q.group.between(q.group.of(a.node), q.group.of(b.node)); c != 0 {
+				return c
+			}
+		}
+		return q.cmp(a, b)
+	})
 	all.Pages = max(1, (len(nodes)+q.PerPage-1)/q.PerPage)
 	all.Page = min(q.Page, all.Pages)
 	for _, ver := range nodes {

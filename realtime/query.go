@@ -43,10 +43,10 @@ type Query struct {
 	Group   string // as it was given: zone, label:<key>; "" for none
 
 	terms []term
-	text  string         // canonical form of the terms
-	only  *fleet.NodeRef // the one node of a node page's stream
-	group *grouping      // nil for none
-	cmp   func(a, b *version) int
+	text  string                  // canonical form of the terms
+	only  *fleet.NodeRef          // the one node of a node page's stream
+	group *grouping               // nil for none
+	cmp   func(a, b *version) int // within a group
 }
 
 type term struct {
@@ -87,7 +87,7 @@ func ParseQuery(cluster string, v url.Values) (*Query, error) {
 		return nil, err
 	}
 	q.Group, q.group = v.Get("group"), group
-	q.cmp = q.compare()
+	q.cmp = order(q.Sort)
 	if s := v.Get("page"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
@@ -109,13 +109,6 @@ func ParseQuery(cluster string, v url.Values) (*Query, error) {
 	return q, nil
 }
 
-func (q *Query) compare() func(a, b *version) int {
-	if q.group == nil {
-		return order(q.Sort)
-	}
-	return q.group.order(order(q.Sort))
-}
-
 // ungrouped is the query for those who see no groups. It shares its view with everybody who asked for none.
 func (q *Query) ungrouped() *Query {
 	if q.group == nil {
@@ -123,7 +116,6 @@ func (q *Query) ungrouped() *Query {
 	}
 	plain := *q
 	plain.Group, plain.group = "", nil
-	plain.cmp = plain.compare()
 	return &plain
 }
 

@@ -16,6 +16,9 @@ type item struct {
 	rev        uint64   // its place in the log
 	entered    uint64   // revision at which it became a member
 	prev, next *item
+
+	value  string   // the group it belongs to, of the version valued
+	valued *version // nil: not worked out
 }
 
 // goner remembers the order in which members went; it is stale if the item has moved on.
@@ -268,7 +271,15 @@ func (v *view) take(log []change, first bool) (moved bool, touched map[fleet.Nod
 	return moved, touched
 }
 
-func (v *view) compare(a, b *item) int { return v.q.cmp(a.ver, b.ver) }
+// compare puts groups first, and orders the members of each by the query's sort.
+func (v *view) compare(a, b *item) int {
+	if v.q.group != nil {
+		if c := v.q.group.between(v.value(a), v.value(b)); c != 0 {
+			return c
+		}
+	}
+	return v.q.cmp(a.ver, b.ver)
+}
 
 func (v *view) find(it *item) (int, bool) { return slices.BinarySearchFunc(v.order, it, v.compare) }
 
