@@ -614,17 +614,23 @@ func batches(tb testing.TB, c *kubetest.Cluster, nodes, parallel int) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	began := time.Now()
 	var b batch
-	who.json(http.StatusAccepted, &b, "POST", "/api/v1/batches", string(body))
-	b = ended(tb, who, b.ID)
-	ours := time.Since(began)
+	var ours time.Duration
+	stop := l.cpuProfile(tb, fmt.Sprintf("batch-%d", nodes))
+	spent := l.meter(tb, nil, func() {
+		began := time.Now()
+		who.json(http.StatusAccepted, &b, "POST", "/api/v1/batches", string(body))
+		b = ended(tb, who, b.ID)
+		ours = time.Since(began)
+	})
+	stop()
 	if b.Counts.Succeeded != nodes {
 		tb.Errorf("%s, want %d to succeed", b, nodes)
 	}
 	patch(false)
 	s.add("bare loop", float64(nodes)/bare.Seconds(), "nodes/s")
 	s.add("batch", float64(nodes)/ours.Seconds(), "nodes/s")
+	spent.load(s)
 	s.add("batch against the bare loop", 100*bare.Seconds()/ours.Seconds(), "%", "≥ 80 %", "≥ 95 %")
 	s.done()
 	l.stop()
