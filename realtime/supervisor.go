@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -287,8 +288,9 @@ func (s *supervisor) attempt(parent context.Context) (err error) {
 	if err := s.greet(parent); err != nil {
 		return err
 	}
+	free := func() {}
 	if !s.board.synced() {
-		free := s.queue(parent)
+		free = sync.OnceFunc(s.queue(parent))
 		defer free()
 		s.state(fleet.ClusterSyncing, "", time.Time{})
 	}
@@ -307,7 +309,7 @@ func (s *supervisor) attempt(parent context.Context) (err error) {
 				cancel(fmt.Errorf("internal error while watching over the cluster: %v", p))
 			}
 		}()
-		s.guard(ctx, cancel, synced)
+		s.guard(ctx, cancel, synced, free)
 	}()
 	defer func() {
 		cancel(nil)
@@ -378,10 +380,11 @@ func (s *supervisor) probe(parent context.Context) error {
 // guard ends an attempt that looks alive and is not: a list that stops arriving, a watch without event and bookmark, a
 // server that does not answer any more, a permission that is gone, another cluster at the same address. A watch tells
 // none of these by itself.
-func (s *supervisor) guard(ctx context.Context, end context.CancelCauseFunc, synced <-chan struct{}) {
+func (s *supervisor) guard(ctx context.Context, end context.CancelCauseFunc, synced <-chan struct{}, listed func()) {
 	if !s.guardList(ctx, end, synced) {
 		return
 	}
+	listed() // others may have their first list; the watch takes no place
 	g := &guardian{supervisor: s, end: end, reviewed: time.Now()}
 	tick := time.NewTimer(g.next(s.m.cfg.Probe/2 + rand.N(s.m.cfg.Probe)))
 	defer tick.Stop()

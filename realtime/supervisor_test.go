@@ -514,3 +514,18 @@ func TestManager_AddAndRun(t *testing.T) {
 		t.Errorf("after the end: %+v", s)
 	}
 }
+
+// TestSupervisor_FirstListsMakeRoom: only the lists of clusters wait for each other, and none for somebody else's watch
+// to end.
+func TestSupervisor_FirstListsMakeRoom(t *testing.T) {
+	t.Parallel()
+	k := kubetest.Shared(t)
+	m := running(t, ManagerConfig{})
+	for i := range 2 * maxFirstLists {
+		add(t, m, cluster(t, fmt.Sprint("c", i), k.REST()))
+	}
+	for i := range 2 * maxFirstLists {
+		waitState(t, m, fmt.Sprint("c", i), fleet.ClusterLive)
+	}
+	eventually(t, "no place to be taken", func() bool { return len(m.syncs) == 0 })
+}
