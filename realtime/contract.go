@@ -118,6 +118,8 @@ func (w Window) Lines() [][]byte {
 // Counts are counters over all nodes that match a query.
 type Counts struct {
 	Total, Ready, NotReady, Unknown, Cordoned, Pressure int
+	// Waiting says that no cluster in view has its nodes yet: the numbers are not known, and not 0.
+	Waiting bool
 }
 
 // Facets are the values that occur on the nodes of the clusters in view, sorted.

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"slices"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 
@@ -169,4 +170,22 @@ func TestViews_AreBounded(t *testing.T) {
 		s.close()
 	}
 	eventually(t, "room again", func() bool { return b.m.items.Load() <= 20 })
+}
+
+// TestWindow_UnknownIsNotZero: before a cluster has its nodes there is nothing to count.
+func TestWindow_UnknownIsNotZero(t *testing.T) {
+	t.Parallel()
+	b := &bench{t: t, m: NewManager(ManagerConfig{Logger: newAlarm(t), Render: plain{}})}
+	b.add("a")
+	b.add("b")
+	if c := b.m.Window(mustParse(t, ""), "en").Counts; !c.Waiting {
+		t.Errorf("no cluster has its nodes: %+v", c)
+	}
+	b.m.board("b").setStatus(func(c *fleet.Cluster) { c.State, c.SyncedAt = fleet.ClusterLive, time.Now() })
+	if c := b.m.Window(mustParse(t, ""), "en").Counts; c.Waiting {
+		t.Errorf("one cluster has its nodes, none at all: %+v", c)
+	}
+	if c := b.m.Window(mustParse(t, "a"), "en").Counts; !c.Waiting {
+		t.Errorf("the one cluster in view has not: %+v", c)
+	}
 }

@@ -118,6 +118,7 @@ func (v *view) sync() {
 
 	moved, touched := v.take(log, first)
 	v.weigh(len(v.items))
+	v.counts.Waiting = len(v.clusters) > 0 && !slices.ContainsFunc(v.clusters, func(c clusterAt) bool { return c.Synced() })
 	if moved || first {
 		v.orderRev = now.rev
 	}

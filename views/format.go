@@ -359,7 +359,26 @@ type countNum struct {
 	n  int
 }
 
+// notKnown stands for a number that nobody knows yet.
+const notKnown = -1
+
+// known is the counters as they may be shown: those of clusters whose nodes have not come yet are no zeros.
+func (c Counts) known() Counts {
+	if c.Waiting {
+		return Counts{notKnown, notKnown, notKnown, notKnown, notKnown, notKnown, true}
+	}
+	return c
+}
+
+func counted(n int) string {
+	if n == notKnown {
+		return "…"
+	}
+	return num(n)
+}
+
 func countNumbers(c Counts) []countNum {
+	c = c.known()
 	return []countNum{
 		{"k-total", c.Total},
 		{"k-ready", c.Ready},

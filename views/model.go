@@ -60,6 +60,7 @@ type Facets struct {
 // Counts are the summary chips of a node list: of the nodes that the clusters in view hold and the query matches.
 type Counts struct {
 	Total, Ready, NotReady, Unknown, Cordoned, Pressure int
+	Waiting                                             bool // no cluster in view has its nodes yet: the numbers are not known
 }
 
 // Group is the nodes of a grouped list that share a value, on every page. Value is "" for those that have none.

@@ -79,6 +79,7 @@ type chip struct {
 }
 
 func chipLinks(c Counts) []chip {
+	c = c.known()
 	return []chip{
 		{"k-ready", "ok", "status", "Ready", "chip.ready", c.Ready},
 		{"k-notready", "bad", "status", "NotReady", "chip.notready", c.NotReady},

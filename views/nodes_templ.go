@@ -944,7 +944,7 @@ func chips(p NodesPage) templ.Component {
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = countNumber("k-total", p.Counts.Total, false).Render(ctx, templ_7745c5c3_Buffer)
+		templ_7745c5c3_Err = countNumber("k-total", p.Counts.known().Total, false).Render(ctx, templ_7745c5c3_Buffer)
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

@@ -514,6 +514,16 @@ func TestOOB(t *testing.T) {
 	}
 }
 
+func TestRenderer_NumbersThatNobodyKnows(t *testing.T) {
+	t.Parallel()
+	d := document(t, Renderer{}.Counts(Counts{Waiting: true}, 1, 1, 0, "en"))
+	for _, n := range countNumbers(Counts{}) {
+		if got := d.Find("#" + n.id).Text(); got != "…" {
+			t.Errorf("%s of clusters that have no nodes yet: %q, want …", n.id, got)
+		}
+	}
+}
+
 func TestRenderer_OutOfBand(t *testing.T) {
 	t.Parallel()
 	r := Renderer{}
