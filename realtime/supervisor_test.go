@@ -32,10 +32,13 @@ import (
 )
 
 // running is a manager on real or fake API servers.
-func running(t testing.TB, mc ManagerConfig) *Manager {
+func running(t testing.TB, mc ManagerConfig, before ...func(*Manager)) *Manager {
 	t.Helper()
 	mc.Logger, mc.Render = quietLog, plain{}
 	m := NewManager(mc)
+	for _, f := range before {
+		f(m)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()

@@ -14,6 +14,7 @@ import (
 func clusterURL(cluster string) string { return "/clusters/" + url.PathEscape(cluster) + "/nodes" }
 
 func clusterRetryURL(cluster string) string { return "/clusters/" + url.PathEscape(cluster) + "/retry" }
+
 func clusterAcceptURL(cluster string) string {
 	return "/clusters/" + url.PathEscape(cluster) + "/accept"
 }

@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -124,7 +124,7 @@ func NewHTTP(tb testing.TB, cfg *rest.Config, opts ...Option) *HTTP {
 	fail(err)
 	h.srv = httptest.NewUnstartedServer(http.HandlerFunc(h.serve))
 	h.srv.EnableHTTP2 = true
-	h.srv.Config.ErrorLog = log.New(io.Discard, "", 0) // broken handshakes are what it is for
+	h.srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug) // broken handshakes are what it is for
 	h.srv.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	for _, o := range opts {
 		o(h.srv)

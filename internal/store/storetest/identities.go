@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 
@@ -41,7 +42,7 @@ func firstIdentityWinsRace(t *testing.T, one, two *store.Store) {
 		all.Go(func() {
 			s := []*store.Store{one, two}[i%2]
 			var err error
-			if got[i], err = s.PinIdentity(t.Context(), "prod", string(rune('a'+i))); err != nil {
+			if got[i], err = s.PinIdentity(t.Context(), "prod", fmt.Sprint("u", i)); err != nil {
 				t.Error(err)
 			}
 		})
