@@ -203,6 +203,27 @@ func TestGzipStream_CompressesOnceForThoseInStep(t *testing.T) {
 	}
 }
 
+// TestGzipStream_LargeMessageHidesWhatWasBefore: a dictionary is one piece of what was sent, so nothing may be found in
+// front of a message of which only the end is kept.
+func TestGzipStream_LargeMessageHidesWhatWasBefore(t *testing.T) {
+	t.Parallel()
+	once := strings.Repeat("only here, and worth to be found again; ", 3)
+	var plain, wire bytes.Buffer
+	g := &gzipStream{}
+	for _, m := range []string{once, strings.Repeat("0123456789", tailBytes/8), once, once} {
+		if _, err := g.Write([]byte(m)); err != nil {
+			t.Fatal(err)
+		}
+		out, _ := g.take(nil)
+		wire.Write(out)
+		plain.WriteString(m)
+	}
+	wire.Write(g.end())
+	if got, err := decoded(wire.Bytes()); err != nil || !bytes.Equal(got, plain.Bytes()) {
+		t.Errorf("decoded: %v, %d bytes of %d", err, len(got), plain.Len())
+	}
+}
+
 // TestStream_Compressed: over a real connection every message can be read when it is sent, the end is complete, and a
 // client that does not ask gets it plain.
 func TestStream_Compressed(t *testing.T) {
