@@ -627,7 +627,7 @@ func TestStream_AdmissionOnTheWire(t *testing.T) {
 	b := newBench(t, ManagerConfig{}, StreamerConfig{Admit: 1, Metrics: reg}, "a")
 	first := b.open("/nodes", "Session", "first")
 	first.want()
-	for i := 0; ; i++ {
+	for i := range 200 {
 		s, status, err := b.dial("/nodes", "Session", strconv.Itoa(i))
 		if err != nil {
 			t.Fatal(err)

@@ -310,7 +310,9 @@ func (s streams) config(p *problems) Streams {
 		flag string
 		n    int
 	}{
-		{"streams-per-session", s.PerSession}, {"streams-per-person", s.PerPerson}, {"streams-per-address", s.PerAddress},
+		{"streams-per-session", s.PerSession},
+		{"streams-per-person", s.PerPerson},
+		{"streams-per-address", s.PerAddress},
 		{"streams", s.Total},
 	} {
 		if limit.n < 1 {
