@@ -27,7 +27,8 @@ func (m *Manager) Add(c kube.Cluster) error {
 	}
 	b := newBoard(c, &m.clock, m.cfg.Tombstones, m.poke)
 	b.cache = m.render.cache
-	b.lag = func(d time.Duration) { m.metrics.lag.WithLabelValues(c.Name).Observe(d.Seconds()) }
+	lag := m.metrics.lag.WithLabelValues(c.Name)
+	b.lag = func(d time.Duration) { lag.Observe(d.Seconds()) }
 	s := newSupervisor(m, c, b)
 	boards := maps.Clone(m.boards)
 	boards[c.Name] = b

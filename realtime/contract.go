@@ -72,7 +72,7 @@ type StreamerConfig struct {
 	Heartbeat    time.Duration // [20 s]
 	WriteTimeout time.Duration // a client that takes no byte for so long is cut [10 s]
 	BatchPoll    time.Duration // re-read of a watched batch, should a hint be lost [2 s]
-	PerSession   int           // streams of one session [8]
+	PerSession   int           // streams of one session [16]
 	PerUser      int           // streams of one person [32]
 	PerAddr      int           // streams of one client address [256]
 	Total        int           // streams of the process [12000]

@@ -81,7 +81,7 @@ func NewStreamer(cfg StreamerConfig) *Streamer {
 	cfg.Heartbeat = or(cfg.Heartbeat, 20*time.Second)
 	cfg.WriteTimeout = or(cfg.WriteTimeout, 10*time.Second)
 	cfg.BatchPoll = or(cfg.BatchPoll, 2*time.Second)
-	cfg.PerSession = or(cfg.PerSession, 8)
+	cfg.PerSession = or(cfg.PerSession, 16)
 	cfg.PerUser = or(cfg.PerUser, 32)
 	cfg.PerAddr = or(cfg.PerAddr, 256)
 	cfg.Total = or(cfg.Total, 12000)

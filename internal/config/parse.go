@@ -52,7 +52,7 @@ const minCache = 1 << 20
 
 // streams are the limits of live streams.
 type streams struct {
-	PerSession int `name:"streams-per-session" default:"8" placeholder:"N" help:"Live streams of one session (${default})."`
+	PerSession int `name:"streams-per-session" default:"16" placeholder:"N" help:"Live streams of one session (${default})."`
 	PerPerson  int `name:"streams-per-person" default:"32" placeholder:"N" help:"Live streams of one person (${default})."`
 	PerAddress int `name:"streams-per-address" default:"256" placeholder:"N" help:"Live streams of one client address (${default})."`
 	Total      int `name:"streams" default:"12000" placeholder:"N" help:"Live streams in all (${default})."`

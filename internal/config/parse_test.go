@@ -31,7 +31,7 @@ func TestParse_Defaults(t *testing.T) {
 	}
 	want := Config{Command: CommandServe, Serve: Serve{
 		Database: Database{Dir: "./data"}, Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9090", LogFormat: "json",
-		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 8, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20,
+		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20,
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -71,7 +71,7 @@ func TestTabs_TenFollow(t *testing.T) {
 		lasting float64
 	}{
 		{"http", nil, 4},
-		{"https", []string{"--tls-self-signed", "--streams-per-session", "10"}, 10},
+		{"https", []string{"--tls-self-signed"}, 10},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			const tabs = 10
