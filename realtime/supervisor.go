@@ -323,7 +323,7 @@ func (s *supervisor) attempt(parent context.Context) (err error) {
 			Name: "nodes/" + s.cluster.Name,
 		})
 	}
-	err = s.reflector.ListAndWatchWithContext(ctx)
+	err = s.reflector.ListAndWatchWithContext(context.WithValue(ctx, sourceKey{}, src))
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
@@ -520,12 +520,18 @@ type source struct {
 	expired int         // answers that the resource version is too old; only the reflector's goroutine touches it
 }
 
+// sourceKey finds the source in an attempt's context: a list that was given up may still run when the next attempt has
+// begun, and must not take that one's for its own.
+type sourceKey struct{}
+
+func sourceOf(ctx context.Context) *source { return ctx.Value(sourceKey{}).(*source) }
+
 // listWatch is the cluster's nodes for the reflector. It ends the attempt on errors that the reflector would keep to
 // itself and retry, so that the state people see is the true one.
 func (s *supervisor) listWatch() cache.ListerWatcher {
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			src := s.source
+			src := sourceOf(ctx)
 			if ctx.Err() != nil || !src.calls.enter() {
 				return nil, context.Canceled
 			}
@@ -541,7 +547,7 @@ func (s *supervisor) listWatch() cache.ListerWatcher {
 			return list, nil
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			src := s.source
+			src := sourceOf(ctx)
 			if ctx.Err() != nil {
 				return nil, errOver
 			}

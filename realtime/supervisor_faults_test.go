@@ -774,6 +774,9 @@ func TestR30_Chaos(t *testing.T) {
 			name := names[rnd.IntN(len(names))]
 			done = append(done, name)
 			steps[name](rnd)
+			if len(done)%3 == 0 { // or most of the time nothing would be up to be broken
+				heal(t, tcp, h)
+			}
 			k.Label(t, mine, "step", fmt.Sprint(len(done)))
 		}
 	}

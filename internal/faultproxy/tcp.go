@@ -74,7 +74,7 @@ type Conn struct {
 func NewTCP(tb testing.TB, target string, seed uint64) *TCP {
 	tb.Helper()
 	p := &TCP{target: target, seed: seed, changed: make(chan struct{}), conns: map[*Conn]struct{}{}}
-	rnd := rand.New(rand.NewPCG(seed, uint64(time.Now().UnixNano()))) //nolint:gosec // a free port, not a secret
+	rnd := rand.New(rand.NewPCG(seed, uint64(time.Now().UnixNano())))
 	var err error
 	for range 200 {
 		// Below the ports that kernels give to outgoing connections, so that it is still free after a Refuse.
@@ -181,7 +181,7 @@ func (p *TCP) Conns() []*Conn {
 	for c := range p.conns {
 		all = append(all, c)
 	}
-	slices.SortFunc(all, func(a, b *Conn) int { return int(a.n) - int(b.n) }) //nolint:gosec // few
+	slices.SortFunc(all, func(a, b *Conn) int { return int(a.n) - int(b.n) })
 	return all
 }
 
@@ -189,7 +189,7 @@ func (p *TCP) Conns() []*Conn {
 func (p *TCP) Opened() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return int(p.opened) //nolint:gosec // few
+	return int(p.opened)
 }
 
 func (p *TCP) close() {
@@ -264,7 +264,7 @@ const piece = 16 << 10
 
 // pipe passes on what one side sends; direction is 0 to the server and 1 to the client. It ends with the connection.
 func (c *Conn) pipe(from, to *net.TCPConn, direction uint64) {
-	rnd := rand.New(rand.NewPCG(c.p.seed, 2*c.n+direction)) //nolint:gosec // to be repeated, not to be secret
+	rnd := rand.New(rand.NewPCG(c.p.seed, 2*c.n+direction))
 	buf := make([]byte, piece)
 	for {
 		n, err := from.Read(buf)
