@@ -155,13 +155,9 @@ func (s *server) innards(tb testing.TB) innards {
 // profile writes a heap profile of the program under test into the directory that KNM_BENCH_PROFILES names, if any.
 func (s *server) profile(tb testing.TB, name string) {
 	tb.Helper()
-	dir := os.Getenv(profilesEnv)
-	if dir == "" {
+	path := profilePath(tb, name+".heap.pprof")
+	if path == "" {
 		return
-	}
-	path, err := filepath.Abs(filepath.Join(dir, name+".heap.pprof"))
-	if err != nil {
-		tb.Fatal(err)
 	}
 	if _, err := s.hook.ask(order{Do: "heap", File: path}); err != nil {
 		tb.Fatalf("heap profile: %v", err)
@@ -171,13 +167,9 @@ func (s *server) profile(tb testing.TB, name string) {
 // cpuProfile profiles the program under test until the returned function is called, if profiles are wanted.
 func (s *server) cpuProfile(tb testing.TB, name string) (stop func()) {
 	tb.Helper()
-	dir := os.Getenv(profilesEnv)
-	if dir == "" {
+	path := profilePath(tb, name+".cpu.pprof")
+	if path == "" {
 		return func() {}
-	}
-	path, err := filepath.Abs(filepath.Join(dir, name+".cpu.pprof"))
-	if err != nil {
-		tb.Fatal(err)
 	}
 	if _, err := s.hook.ask(order{Do: "cpu", File: path}); err != nil {
 		tb.Fatalf("CPU profile: %v", err)
@@ -192,6 +184,23 @@ func (s *server) cpuProfile(tb testing.TB, name string) (stop func()) {
 
 // profilesEnv names a directory for profiles of the program under test.
 const profilesEnv = "KNM_BENCH_PROFILES"
+
+// profilePath is where a profile goes, "" if none are wanted.
+func profilePath(tb testing.TB, name string) string {
+	tb.Helper()
+	dir := os.Getenv(profilesEnv)
+	if dir == "" {
+		return ""
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	path, err := filepath.Abs(filepath.Join(dir, name))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
 
 // usage is what the kernel says of a process.
 type usage struct {
