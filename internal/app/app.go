@@ -87,10 +87,10 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	}
 	a.ends.push("closing the database", func(context.Context) error { return a.store.Close() })
 
-	record := audit.New(a.store, a.component("audit"))
-	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.component("auth")})
+	record := audit.New(a.store, a.logger)
+	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.logger})
 	a.manager = realtime.NewManager(realtime.ManagerConfig{
-		Logger: a.component("realtime"), Metrics: registry, Render: renderer{}, Identities: a.store,
+		Logger: a.logger, Metrics: registry, Render: renderer{}, Identities: a.store,
 		Epoch: realtime.Epoch(opts.Version), CacheBytes: cfg.CacheBytes,
 	})
 	a.files = newKubeconfigs(a, registry)
@@ -109,7 +109,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		Logger: a.component("batch"), Holder: a.store.InstallationID(), Grace: batchGrace,
 	})
 	a.streams = realtime.NewStreamer(realtime.StreamerConfig{
-		Manager: a.manager, Batches: a.engine, Render: renderer{}, Logger: a.component("streams"), Metrics: registry,
+		Manager: a.manager, Batches: a.engine, Render: renderer{}, Logger: a.logger, Metrics: registry,
 		PerSession: cfg.Streams.PerSession, PerUser: cfg.Streams.PerPerson, PerAddr: cfg.Streams.PerAddress, Total: cfg.Streams.Total,
 	})
 	changed = a.streams.BatchChanged
@@ -154,6 +154,10 @@ func (a *App) addClusters() error {
 	clusters = append(clusters, a.opts.Clusters...)
 	var errs []error
 	for _, c := range clusters {
+		if err := nameable(c.Name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		if err := a.manager.Add(c); err != nil {
 			errs = append(errs, fmt.Errorf("adding cluster %q: %w", c.Name, err))
 		}

@@ -408,11 +408,13 @@ func TestApp_SignOutEndsStreams(t *testing.T) {
 // The end with many streams open: all are told, nothing is left behind, and it is quick.
 func TestApp_EndWithStreams(t *testing.T) {
 	t.Parallel()
-	r := start(t, serveConfig(t), fakeCluster(t, "prod"))
+	cfg := serveConfig(t)
+	cfg.Streams.PerSession = 8
+	r := start(t, cfg, fakeCluster(t, "prod"))
 	p := r.person(nil)
 	r.setUp(p)
 	var streams []<-chan event
-	for range 8 {
+	for range cfg.Streams.PerSession {
 		live := p.events(p.request(t.Context(), "GET", "/api/v1/nodes/events", nil))
 		until(t, live, "synced")
 		streams = append(streams, live)

@@ -72,16 +72,7 @@ func (k *kubeconfigs) load() ([]kube.Cluster, error) {
 }
 
 func (k *kubeconfigs) read() ([]kube.Cluster, error) {
-	clusters, err := kube.Load(k.paths, kube.WithVersion(k.version))
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range clusters {
-		if err := nameable(c.Name); err != nil {
-			return nil, err
-		}
-	}
-	return clusters, nil
+	return kube.Load(k.paths, kube.WithVersion(k.version))
 }
 
 // nameable refuses names that are a step in every path that holds them, for browsers and proxies alike.
@@ -170,7 +161,9 @@ func (k *kubeconfigs) follow(ctx context.Context) error {
 		digest, here := k.known[c.Name]
 		switch {
 		case !here:
-			err = k.manager.Add(c)
+			if err = nameable(c.Name); err == nil {
+				err = k.manager.Add(c)
+			}
 		case digest != c.Digest:
 			err = k.manager.Edit(ctx, c)
 		default:
