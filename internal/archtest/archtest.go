@@ -71,7 +71,7 @@ var rules = map[string]rule{
 	},
 	"internal/app": {
 		ours:    []string{"*"},
-		outside: []string{k8s, prom, "github.com/r3labs/sse/v2"},
+		outside: []string{k8s, prom, "github.com/r3labs/sse/v2", "github.com/KimMachineGun/automemlimit"},
 	},
 
 	"internal/archtest":        {support: true},
