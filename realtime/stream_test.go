@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -531,21 +530,29 @@ func TestStream_ReloadAfterAnotherBuild(t *testing.T) {
 	}
 	b := newBench(t, ManagerConfig{Epoch: epoch}, StreamerConfig{}, "a")
 	b.put("a", spec{name: "n", rv: 1})
+	seq := 0
 	for cursor, want := range map[string]bool{
 		Epoch("v1") + ".7": true, Epoch("v2") + ".7": false, "e1.7": false, "": false, b.window("").Cursor: false,
 	} {
 		s := b.open("/nodes?since=" + cursor)
-		b.s.End(func(Viewer) bool { return true }, "end-of-test")
 		var names []string
-		for _, e := range s.ends() {
-			names = append(names, e.name)
+		if want {
+			names = append(names, s.want().name, s.want().name)
+			if names[0] != "" || names[1] != "reload" {
+				t.Errorf("cursor %q: %q, want the rows first, and then the hint", cursor, names)
+			}
 		}
-		if got := slices.Contains(names, "reload"); got != want {
-			t.Errorf("cursor %q: %q, want reload: %t", cursor, names, want)
-		}
-		if want && (names[0] != "" || names[1] != "reload") {
-			t.Errorf("cursor %q: %q, want the rows first", cursor, names)
-		}
+		// What comes up to the next change is all that the opening has to say.
+		seq++
+		mark := fmt.Sprintf("mark-%d", seq)
+		b.put("a", spec{name: "n", rv: 1 + seq, cordoned: seq%2 == 1, labels: map[string]string{"v": mark}})
+		s.until(mark, func(e got) bool {
+			if e.name == "reload" {
+				t.Errorf("cursor %q: a hint to reload that is one too many", cursor)
+			}
+			return strings.Contains(e.data, mark)
+		})
+		s.close()
 		if events := b.open("/nodes?json=1&since="+cursor, "Session", "j"); want {
 			if e := events.want(); e.name != typeReset {
 				t.Errorf("a program got %+v", e)
