@@ -31,16 +31,20 @@ func TestPostgres_TwoReplicas(t *testing.T) {
 	// The batch is made at a, which runs it, and followed at b.
 	mark := c.AuditLog(t).Mark()
 	var made batch
-	root.json(202, &made, "POST", "/api/v1/batches", slowBatch(c.Name, names, "100ms"))
+	root.json(202, &made, "POST", "/api/v1/batches", slowBatch(c.Name, names, "400ms"))
 	progress := there.stream("GET", "/api/v1/batches/"+made.ID+"/events", "")
 	progress.until("a part to be done", func(e event) bool {
 		var p batch
 		return e.Name == "progress" && json.Unmarshal([]byte(e.Data), &p) == nil && p.Counts.Succeeded >= 4
 	})
-	if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	owner := a.cmd.Process
+	if err := owner.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	frozen := time.Now()
+	defer func() {
+		_ = owner.Signal(syscall.SIGCONT) // or it could not be ended
+	}()
 	if n := len(c.AuditLog(t).Writes(mark, "nodes", mine(name))); n >= len(names) {
 		t.Fatalf("all %d nodes were written before the owner was frozen: this proves nothing", n)
 	}
@@ -48,7 +52,7 @@ func TestPostgres_TwoReplicas(t *testing.T) {
 		t.Errorf("the other replica: %v", done)
 	}
 	t.Logf("taken over and done within %s", time.Since(frozen))
-	if err := a.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := owner.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	var now batch

@@ -165,11 +165,11 @@ func (e *postgresEngine) close() error {
 // postgresKind is the kind of an error of the driver, nil if it has none. The classes are those of the standard:
 // https://www.postgresql.org/docs/current/errcodes-appendix.html.
 func postgresKind(err error) error {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok || errors.Is(err, pgconn.ErrConnClosed) {
+		return fleet.ErrUnavailable // whatever the reason
+	}
 	e, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		if _, ok := errors.AsType[*pgconn.ConnectError](err); ok || errors.Is(err, pgconn.ErrConnClosed) {
-			return fleet.ErrUnavailable
-		}
+	if !ok || len(e.Code) != 5 {
 		return nil
 	}
 	switch e.Code {
@@ -178,12 +178,8 @@ func postgresKind(err error) error {
 	case "25006", "25P03": // a server that only reads, as after a failover; a transaction that said nothing for too long
 		return fleet.ErrUnavailable
 	}
-	if len(e.Code) != 5 {
-		return nil
-	}
 	switch e.Code[:2] {
 	case "08", // connection
-		"28", "3D", // the account or the database is not there (any more)
 		"40", "55", // a deadlock, a lock that was not got in time: of sessions that are not ours
 		"53", "57", "58", // no space, no memory; being shut down, cancelled; system
 		"XX": // corrupted

@@ -1,22 +1,27 @@
 package store_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
 	"github.com/kube-node-manager/kube-node-manager/internal/faultproxy"
@@ -25,19 +30,106 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/store/storetest"
 )
 
-// asChild makes this test binary a process that opens the database and ends.
-const asChild = "KNM_STORE_TEST_CHILD"
+// asChild makes this test binary another process, which plays one of the children.
+const (
+	asChild  = "KNM_STORE_TEST_CHILD"
+	childURL = "KNM_STORE_TEST_URL"
+)
 
-func child(url string) int {
-	s, err := store.Open(context.Background(), store.Config{URL: url})
-	if err == nil {
-		err = s.Close()
-	}
+var children = map[string]func(url string) error{
+	"opens": func(url string) error {
+		s, err := store.Open(context.Background(), store.Config{URL: url})
+		if err != nil {
+			return err
+		}
+		return s.Close()
+	},
+	// holds begins to write and never ends.
+	"holds": func(url string) error {
+		s, err := store.Open(context.Background(), store.Config{URL: url, Timeout: 2 * time.Second})
+		if err != nil {
+			return err
+		}
+		return s.Tx(context.Background(), func(tx *store.Tx) error {
+			if _, err := tx.AppendEntry(fleet.Entry{Action: "lost"}); err != nil {
+				return err
+			}
+			fmt.Println("holding")
+			_, err := io.Copy(io.Discard, os.Stdin)
+			return err
+		})
+	},
+	// closes has a call in flight to a server that has become silent, and must leave nothing behind.
+	"closes": func(url string) error {
+		s, err := store.Open(context.Background(), store.Config{URL: url, Timeout: 2 * time.Second})
+		if err != nil {
+			return err
+		}
+		if err := s.Ping(context.Background()); err != nil {
+			return err
+		}
+		fmt.Println("open")
+		if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+			return err
+		}
+		if err := s.Ping(context.Background()); !errors.Is(err, fleet.ErrUnavailable) {
+			return fmt.Errorf("of a silent server: %w", err)
+		}
+		return errors.Join(s.Close(), goleak.Find())
+	},
+}
+
+// process is a child with its way in and out.
+type process struct {
+	*exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+	err strings.Builder
+}
+
+func start(t *testing.T, role, url string) *process {
+	t.Helper()
+	p := &process{Cmd: exec.Command(os.Args[0])}
+	p.Env = []string{asChild + "=" + role, childURL + "=" + url}
+	p.Stderr = &p.err
+	in, err := p.StdinPipe()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		t.Fatal(err)
 	}
-	return 0
+	out, err := p.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.in, p.out = in, bufio.NewReader(out)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if p.ProcessState == nil { // the test did not come to its end
+			_, _ = p.Process.Kill(), p.Wait()
+		}
+	})
+	return p
+}
+
+// says waits for a line of the child.
+func (p *process) says(t *testing.T, want string) {
+	t.Helper()
+	line, err := p.out.ReadString('\n')
+	if err != nil || strings.TrimSpace(line) != want {
+		t.Fatalf("the child says %q, %v, want %q\n%s", line, err, want, p.err.String())
+	}
+}
+
+// kill is kill -9.
+func (p *process) kill(t *testing.T) {
+	t.Helper()
+	if err := p.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(); err == nil {
+		t.Fatal("the child ended well before it was killed")
+	}
 }
 
 // patience is for what has no deadline of its own, on a busy machine.
@@ -141,6 +233,12 @@ func TestPostgres_LeasesGoByTheDatabasesClock(t *testing.T) {
 	if _, err := b.CreateBatch(ctx, batchOf("b2", "n2")); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := b.CreateBatch(ctx, batchOf("b3", "n3")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := b.AcquireBatch(ctx, "b3", "b", 0); err != nil { // has run out as soon as it begins
+		t.Fatal(err)
+	}
 	synctest.Test(t, func(t *testing.T) { // in which it is the year 2000
 		if time.Now().Year() > 2001 {
 			t.Fatal("this proves nothing")
@@ -156,6 +254,9 @@ func TestPostgres_LeasesGoByTheDatabasesClock(t *testing.T) {
 		if l.Idle > time.Hour {
 			t.Errorf("a new batch was left alone for %s", l.Idle)
 		}
+		if ids, err := a.RunnableBatches(context.Background(), "", 10); err != nil || !slices.Contains(ids, "b3") {
+			t.Errorf("%v wait for an owner, %v: b3 is not seen", ids, err)
+		}
 		if l, _, err = a.AcquireBatch(context.Background(), "b2", "a", time.Minute); err == nil {
 			_, err = a.RenewBatch(context.Background(), l, time.Hour)
 		}
@@ -168,8 +269,8 @@ func TestPostgres_LeasesGoByTheDatabasesClock(t *testing.T) {
 			t.Errorf("%s: a lease of an hour was taken at once: %v", id, err)
 		}
 	}
-	if ids, err := b.RunnableBatches(ctx, "", 10); err != nil || len(ids) != 0 {
-		t.Errorf("%v wait for an owner, %v", ids, err)
+	if ids, err := b.RunnableBatches(ctx, "", 10); err != nil || !slices.Equal(ids, []string{"b3"}) {
+		t.Errorf("%v wait for an owner, want b3, %v", ids, err)
 	}
 }
 
@@ -247,6 +348,36 @@ func TestPostgres_CrashAndRecovery(t *testing.T) {
 	}
 }
 
+// An operator ends our session in the middle of a transaction: it is refused as unavailable, and the next one works.
+func TestPostgres_SessionIsTerminated(t *testing.T) {
+	t.Parallel()
+	server := storetest.Postgres(t)
+	s := open(t, store.Config{URL: server.Database(t), Timeout: patience})
+	admin := storetest.SQL(t, server.URL("postgres"))
+	err := s.Tx(t.Context(), func(tx *store.Tx) error {
+		var pid int
+		if err := tx.Get(&pid, `SELECT pg_backend_pid()`); err != nil {
+			return err
+		}
+		if _, err := admin.ExecContext(t.Context(), `SELECT pg_terminate_backend($1)`, pid); err != nil {
+			return err
+		}
+		eventually(t, "the session is gone", func() bool {
+			var n int
+			err := admin.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&n)
+			return err == nil && n == 0
+		})
+		_, err := tx.AppendEntry(fleet.Entry{Action: "x"})
+		return err
+	})
+	if !errors.Is(err, fleet.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if e, err := s.AppendEntry(t.Context(), fleet.Entry{Action: "y"}); err != nil || e.Seq != 1 {
+		t.Errorf("afterwards: %+v, %v", e, err)
+	}
+}
+
 // A network that swallows everything: calls end at their deadline, and go on when it is back.
 func TestPostgres_SilentNetwork(t *testing.T) {
 	t.Parallel()
@@ -269,33 +400,40 @@ func TestPostgres_SilentNetwork(t *testing.T) {
 	})
 }
 
-// A replica that freezes in the middle of a transaction, as one whose network is gone, keeps the others from writing for
-// no longer than its transaction might have taken.
+// A replica that freezes in the middle of a transaction keeps the others from writing for no longer than its transaction
+// might have taken.
 func TestPostgres_FrozenReplicaDoesNotKeepTheLock(t *testing.T) {
 	t.Parallel()
-	server := storetest.Postgres(t)
-	db := server.Database(t)
-	proxy := faultproxy.NewTCP(t, server.Addr(), 2)
-	frozen := open(t, store.Config{URL: server.TCP(db, proxy.Addr(), storetest.Password, "sslmode=disable"), Timeout: 3 * time.Second})
-	other := open(t, store.Config{URL: db, Timeout: patience})
-	err := frozen.Tx(t.Context(), func(tx *store.Tx) error {
-		if _, err := tx.AppendEntry(fleet.Entry{Action: "lost"}); err != nil {
-			return err
-		}
-		proxy.Set(t, faultproxy.Paused)
-		_, err := other.AppendEntry(t.Context(), fleet.Entry{Action: "other"})
-		if err != nil {
-			t.Errorf("the other replica: %v", err)
-		}
-		return nil
-	})
-	if !errors.Is(err, fleet.ErrUnavailable) {
-		t.Errorf("the frozen one: %v", err)
+	address := storetest.Postgres(t).Database(t)
+	other := open(t, store.Config{URL: address, Timeout: patience})
+	frozen := start(t, "holds", address)
+	frozen.says(t, "holding")
+	if err := frozen.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
 	}
-	proxy.Set(t, faultproxy.Fault{})
+	if _, err := other.AppendEntry(t.Context(), fleet.Entry{Action: "other"}); err != nil {
+		t.Errorf("the other replica: %v", err)
+	}
+	frozen.kill(t)
 	list, err := other.EntriesAfter(t.Context(), 0, 10)
 	if err != nil || len(list) != 1 || list[0].Action != "other" {
 		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+// A store that is closed while the server is silent leaves no connection and no goroutine behind.
+func TestPostgres_ClosesWhileTheServerIsSilent(t *testing.T) {
+	t.Parallel()
+	server := storetest.Postgres(t)
+	proxy := faultproxy.NewTCP(t, server.Addr(), 2)
+	c := start(t, "closes", server.TCP(server.Database(t), proxy.Addr(), storetest.Password, "sslmode=require"))
+	c.says(t, "open")
+	proxy.Set(t, faultproxy.Paused)
+	if err := c.in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, c.err.String())
 	}
 }
 
@@ -312,11 +450,7 @@ func TestPostgres_KilledInTheMiddleOfAnUpgrade(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), `CREATE TABLE batch_items (x INT)`); err != nil {
 		t.Fatal(err)
 	}
-	c := exec.Command(os.Args[0])
-	c.Env = []string{asChild + "=" + address}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
+	c := start(t, "opens", address)
 	const blocked = `SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`
 	count := func(query string) (n int) {
 		t.Helper()
@@ -326,12 +460,7 @@ func TestPostgres_KilledInTheMiddleOfAnUpgrade(t *testing.T) {
 		return n
 	}
 	eventually(t, "the child is in the middle of it", func() bool { return count(blocked) > 0 })
-	if err := c.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Wait(); err == nil {
-		t.Fatal("the child ended well")
-	}
+	c.kill(t)
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}

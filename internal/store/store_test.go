@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,8 +19,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if url := os.Getenv(asChild); url != "" {
-		os.Exit(child(url))
+	if role := os.Getenv(asChild); role != "" {
+		if err := children[role](os.Getenv(childURL)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	goleak.VerifyTestMain(storetest.Runner{M: m})
 }
