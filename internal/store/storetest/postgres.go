@@ -311,7 +311,7 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Close() }() // the server has its own
+	defer func() { _ = log.Close() }()                                  // the server has its own
 	c := exec.Command(filepath.Join(s.bin, "postgres"), "-D", s.data()) //nolint:noctx // it lives until it is stopped
 	c.SysProcAttr, c.Dir, c.Stdout, c.Stderr = s.attr, s.dir, log, log
 	c.Env = []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH")}
@@ -369,10 +369,10 @@ func (s *Server) stop(sig syscall.Signal) error {
 	defer timer.Stop()
 	var err error
 	select {
-	case <-s.gone: // with whatever status: it was told to end
+	case status := <-s.gone:
+		_ = status // whatever it is: it was told to end
 	case <-timer.C:
-		err = errors.Join(errors.New("it does not end"), s.words(), s.cmd.Process.Kill())
-		<-s.gone
+		err = errors.Join(errors.New("it does not end"), s.words(), s.cmd.Process.Kill(), <-s.gone)
 	}
 	s.cmd = nil
 	return err
