@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -72,6 +73,69 @@ func TestPostgres_TwoReplicas(t *testing.T) {
 
 	if out := b.run("", "audit", "verify"); !strings.Contains(out, "the chain is whole") {
 		t.Errorf("audit verify: %s", out)
+	}
+}
+
+// The database goes away in the middle of a batch and comes back. Meanwhile the program says that it is not ready and
+// takes no orders; afterwards it goes on by itself, and each node is written once.
+func TestPostgres_AwayInTheMiddleOfABatch(t *testing.T) {
+	c := kubetest.Shared(t)
+	pg := storetest.OwnPostgres(t)
+	s := startServerOn(t, pg.Database(t), "--kubeconfig", c.Kubeconfig)
+	name := kubetest.Name(t, "n")
+	var names []string
+	for _, n := range c.Nodes(t, 12, func(i int) kubetest.NodeSpec { return kubetest.NodeSpec{Name: fmt.Sprintf("%s-%02d", name, i)} }) {
+		names = append(names, n.Name)
+	}
+	root := s.client(t, "root", "admin")
+	mark := c.AuditLog(t).Mark()
+	var made batch
+	root.json(202, &made, "POST", "/api/v1/batches", slowBatch(c.Name, names, "300ms"))
+	root.stream("GET", "/api/v1/batches/"+made.ID+"/events", "").until("a part to be done", func(e event) bool {
+		var p batch
+		return e.Name == "progress" && json.Unmarshal([]byte(e.Data), &p) == nil && p.Counts.Succeeded >= 3
+	})
+	pg.Crash(t)
+	s.answers("/readyz", http.StatusServiceUnavailable)
+	if n := len(c.AuditLog(t).Writes(mark, "nodes", mine(name))); n >= len(names) {
+		t.Fatalf("all %d nodes were written before the database went away: this proves nothing", n)
+	}
+	resp := root.send("POST", "/api/v1/batches", "application/json", slowBatch(c.Name, names[:1], "0s"))
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("an order while the database is away: %s, want 503", resp.Status)
+	}
+	pg.Start(t)
+	s.answers("/readyz", http.StatusOK)
+	if done := root.batchEnds(made.ID); done.Outcome != "succeeded" || done.Counts.Succeeded != len(names) {
+		t.Errorf("afterwards: %v", done)
+	}
+	writtenOnce(t, c, mark, name, names)
+	if out := s.run("", "audit", "verify"); !strings.Contains(out, "the chain is whole") {
+		t.Errorf("audit verify: %s", out)
+	}
+}
+
+// answers waits until a path answers with a status.
+func (s *server) answers(path string, status int) {
+	s.t.Helper()
+	limit := time.After(time.Minute)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		resp, err := s.get(path)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode == status {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			s.t.Fatalf("%s answers %s, want %d", path, resp.Status, status)
+		}
 	}
 }
 

@@ -57,8 +57,8 @@ func (e *postgresEngine) open(ctx context.Context, s *Store, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if pc.ConnectTimeout == 0 || pc.ConnectTimeout > cfg.Timeout {
-		pc.ConnectTimeout = cfg.Timeout
+	if pc.ConnectTimeout == 0 || pc.ConnectTimeout > openLimit {
+		pc.ConnectTimeout = openLimit // of what is connected in advance; whoever waits for it has a deadline of their own
 	}
 	if pc.RuntimeParams["application_name"] == "" {
 		pc.RuntimeParams["application_name"] = "kube-node-manager"

@@ -46,7 +46,7 @@ var children = map[string]func(url string) error{
 	},
 	// holds begins to write and never ends.
 	"holds": func(url string) error {
-		s, err := store.Open(context.Background(), store.Config{URL: url, Timeout: 2 * time.Second})
+		s, err := store.Open(context.Background(), store.Config{URL: url})
 		if err != nil {
 			return err
 		}
@@ -61,7 +61,7 @@ var children = map[string]func(url string) error{
 	},
 	// closes has a call in flight to a server that has become silent, and must leave nothing behind.
 	"closes": func(url string) error {
-		s, err := store.Open(context.Background(), store.Config{URL: url, Timeout: 2 * time.Second})
+		s, err := store.Open(context.Background(), store.Config{URL: url})
 		if err != nil {
 			return err
 		}
@@ -440,7 +440,7 @@ func TestPostgres_ClosesWhileTheServerIsSilent(t *testing.T) {
 // A process is killed in the middle of an upgrade. What it had begun is not there, and the next one goes on.
 func TestPostgres_KilledInTheMiddleOfAnUpgrade(t *testing.T) {
 	t.Parallel()
-	address := storetest.Postgres(t).Empty(t)
+	address := storetest.Postgres(t).Empty(t, "")
 	db := storetest.SQL(t, address)
 	// The third step makes batches, then batch_items: it stops there for as long as somebody else is about to make that.
 	tx, err := db.BeginTx(t.Context(), nil)
@@ -522,12 +522,8 @@ func TestPostgres_Address(t *testing.T) {
 // A database whose encoding cannot keep every text is refused before anything is written to it.
 func TestPostgres_RefusesOtherEncodings(t *testing.T) {
 	t.Parallel()
-	server := storetest.Postgres(t)
-	admin := storetest.SQL(t, server.URL("postgres"))
-	if _, err := admin.ExecContext(t.Context(), `CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := store.Open(t.Context(), store.Config{URL: server.URL("latin")}); !errors.Is(err, fleet.ErrInvalid) {
+	latin := storetest.Postgres(t).Empty(t, `ENCODING 'LATIN1' TEMPLATE template0`)
+	if _, err := store.Open(t.Context(), store.Config{URL: latin}); !errors.Is(err, fleet.ErrInvalid) {
 		t.Errorf("got %v", err)
 	}
 }

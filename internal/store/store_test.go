@@ -134,7 +134,7 @@ func TestOpen_TogetherUpgradesOnce(t *testing.T) {
 	both(t, func(t *testing.T, fresh place) {
 		cfg := fresh(t)
 		if cfg.URL != "" {
-			cfg.URL = storetest.Postgres(t).Empty(t)
+			cfg.URL = storetest.Postgres(t).Empty(t, "")
 		}
 		const n = 8
 		errs := make(chan error, n)

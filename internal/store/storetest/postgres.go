@@ -427,10 +427,10 @@ func (s *Server) Database(tb testing.TB) string {
 	return s.database(tb, " TEMPLATE migrated")
 }
 
-// Empty makes a database without anything in it.
-func (s *Server) Empty(tb testing.TB) string {
+// Empty makes a database without anything in it, with these options of CREATE DATABASE.
+func (s *Server) Empty(tb testing.TB, options string) string {
 	tb.Helper()
-	return s.database(tb, "")
+	return s.database(tb, " "+options)
 }
 
 func (s *Server) database(tb testing.TB, how string) string {
