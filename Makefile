@@ -14,7 +14,7 @@ KUBECONFIG ?= $(HOME)/.kube/config
 TEST_TIMEOUT ?= 25m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build devcluster browser test check generate generated tidy fix lint vet bench bench-quick bench-go fuzz image clean
+.PHONY: help demo run build devcluster browser postgres test check generate generated tidy fix lint vet bench bench-quick bench-go fuzz image clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -34,7 +34,10 @@ devcluster: ## build the local control plane (minutes the first time, nothing af
 browser: ## install Chromium for the browser tests where it is missing
 	@deploy/install-chromium.sh
 
-test: browser devcluster ## everything: unit, real control plane, real browser; with the race detector
+postgres: ## install PostgreSQL for the tests where it is missing
+	@deploy/install-postgresql.sh
+
+test: browser postgres devcluster ## everything: unit, real control plane, browser and PostgreSQL; with the race detector
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
 	# The same flags as its build, and no vet: both would compile or read all of Kubernetes once more.
 	cd deploy/devcluster && CGO_ENABLED=0 GOFLAGS=-buildvcs=false $(GO) test -trimpath -vet=off ./...

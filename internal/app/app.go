@@ -82,7 +82,9 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	if a.store, err = store.Open(ctx, store.Config{Dir: cfg.Dir, Exclusive: true, Logger: a.component("store")}); err != nil {
+	if a.store, err = store.Open(ctx, store.Config{
+		Dir: cfg.Dir, URL: cfg.URL.Reveal(), Exclusive: true, Logger: a.component("store"),
+	}); err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
 	a.ends.push("closing the database", func(context.Context) error { return a.store.Close() })
@@ -106,7 +108,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	})
 	a.engine = batch.New(batch.Config{
 		Store: a.store, Doer: verbs, Authorizer: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
-		Logger: a.component("batch"), Holder: a.store.InstallationID(), Grace: batchGrace,
+		Logger: a.component("batch"), Holder: a.holder(), Grace: batchGrace,
 	})
 	a.streams = realtime.NewStreamer(realtime.StreamerConfig{
 		Manager: a.manager, Batches: a.engine, Render: renderer{}, Logger: a.logger, Metrics: registry,
@@ -134,6 +136,16 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		return nil, err
 	}
 	return a, nil
+}
+
+// holder names this process in the leases of batches. There is one server on a SQLite database, which goes on with its
+// own batches at once when it is started again. On PostgreSQL there may be several, and nothing that tells which of them
+// was started again: each start is somebody new, and waits until a lease has run out.
+func (a *App) holder() string {
+	if a.cfg.URL != "" {
+		return store.NewID()
+	}
+	return a.store.InstallationID()
 }
 
 func (a *App) component(name string) *slog.Logger { return a.logger.With("component", name) }

@@ -486,6 +486,17 @@ func TestNew_OneServerPerDirectory(t *testing.T) {
 	}
 }
 
+// Replicas that share a database must not take each other for themselves: one would take the other's batches away.
+func TestHolder(t *testing.T) {
+	t.Parallel()
+	replica := func() string {
+		return (&App{cfg: config.Serve{Database: config.Database{URL: "postgres://knm@db.example/knm"}}}).holder()
+	}
+	if a, b := replica(), replica(); a == b || a == "" {
+		t.Errorf("two replicas are both %q", a)
+	}
+}
+
 // A start that fails gives back what it had taken.
 func TestNew_FailureUndoes(t *testing.T) {
 	t.Parallel()

@@ -87,7 +87,7 @@ func boundMemory(logger *slog.Logger) error {
 // beside opens the database that a server may be using at the same time.
 func beside(ctx context.Context, db config.Database, std Stdio, do func(*auth.Service, *audit.Log) error) (err error) {
 	logger := slog.New(slog.NewTextHandler(std.Err, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	s, err := store.Open(ctx, store.Config{Dir: db.Dir, Logger: logger})
+	s, err := store.Open(ctx, store.Config{Dir: db.Dir, URL: db.URL.Reveal(), Logger: logger})
 	if err != nil {
 		return fmt.Errorf("opening the database: %w", err)
 	}

@@ -48,7 +48,7 @@ var rules = map[string]rule{
 	},
 	"internal/store": {
 		ours:    []string{"internal/fleet"},
-		outside: []string{"github.com/jmoiron/sqlx", "github.com/pressly/goose/v3", "modernc.org/sqlite"},
+		outside: []string{"github.com/jackc/pgx/v5", "github.com/jmoiron/sqlx", "github.com/pressly/goose/v3", "modernc.org/sqlite"},
 		never:   []string{k8s, chi, tpl},
 	},
 	"realtime": {

@@ -35,7 +35,7 @@ const (
 // Database says where the people, batches and the record are kept.
 type Database struct {
 	Dir string // directory of the SQLite files; made if missing
-	URL Secret // PostgreSQL; "" for SQLite in Dir
+	URL Secret // of PostgreSQL, postgres://… or postgresql://…; "" for SQLite in Dir
 }
 
 // Serve is the server.

@@ -26,7 +26,7 @@ const tokenEnv = EnvPrefix + "TOKEN"
 // database are the flags of every command that opens the store.
 type database struct {
 	DataDir     string `name:"data-dir" default:"./data" placeholder:"DIR" help:"Directory of the database; made if missing (${default})."`
-	DatabaseURL string `name:"database-url" placeholder:"postgres://…" help:"PostgreSQL instead of SQLite in the data directory."`
+	DatabaseURL string `name:"database-url" placeholder:"postgres://…" help:"PostgreSQL instead of SQLite in the data directory; better in the variable, as others see the command line."`
 }
 
 type serveCmd struct {
@@ -242,10 +242,12 @@ func (p *problems) add(flag, format string, args ...any) {
 
 func (d database) config(p *problems) Database {
 	if d.DatabaseURL != "" {
-		// The address holds a password and is not repeated.
-		p.add("database-url", "this version keeps its data in SQLite under --data-dir; leave --database-url out")
+		// The address holds a password and is not repeated. It may name several hosts, which is no URL to net/url.
+		if !strings.HasPrefix(d.DatabaseURL, "postgres://") && !strings.HasPrefix(d.DatabaseURL, "postgresql://") {
+			p.add("database-url", "is not an address like postgres://user:password@host:5432/database?sslmode=verify-full")
+		}
 	}
-	if d.DataDir == "" {
+	if d.DataDir == "" && d.DatabaseURL == "" {
 		p.add("data-dir", "must not be empty")
 	}
 	return Database{Dir: d.DataDir, URL: Secret(d.DatabaseURL)}

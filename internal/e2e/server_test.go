@@ -29,6 +29,7 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/app"
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/kubetest"
+	"github.com/kube-node-manager/kube-node-manager/internal/store/storetest"
 )
 
 // asProgram makes this test binary be the program: a child that can be killed for real, under the race detector too.
@@ -69,7 +70,7 @@ func asMain(version string) int {
 type runner struct{ m *testing.M }
 
 func (r runner) Run() int {
-	code := kubetest.Run(r.m)
+	code := storetest.Runner{M: kubetest.Main(r.m)}.Run()
 	if chromium.close != nil {
 		chromium.close()
 	}
@@ -101,6 +102,8 @@ type server struct {
 	hook    *hook
 	version string // of the program; "" for test
 	tls     bool   // with a certificate that nobody knows
+
+	database string // address of PostgreSQL; "" for SQLite in dataDir
 }
 
 // startServer serves the contexts of the kubeconfigs on a free port until the test ends.
@@ -115,13 +118,19 @@ func startServer(t testing.TB, kubeconfigs ...string) *server {
 
 func startServerWith(t testing.TB, args ...string) *server {
 	t.Helper()
+	return startServerOn(t, "", args...)
+}
+
+// startServerOn serves with the data in PostgreSQL, "" for SQLite.
+func startServerOn(t testing.TB, database string, args ...string) *server {
+	t.Helper()
 	listen := freePort(t)
 	scheme := "http://"
 	secure := slices.Contains(args, "--tls-self-signed")
 	if secure {
 		scheme = "https://"
 	}
-	s := &server{t: t, url: scheme + listen, tls: secure, listen: listen, dataDir: filepath.Join(t.TempDir(), "data"), args: args}
+	s := &server{t: t, url: scheme + listen, tls: secure, listen: listen, dataDir: filepath.Join(t.TempDir(), "data"), args: args, database: database}
 	s.log = filepath.Join(t.ArtifactDir(), "server.log")
 	s.start()
 	t.Cleanup(func() {
@@ -155,6 +164,9 @@ func (s *server) start() {
 	defer func() { _ = out.Close() }() // the child has its own
 	s.cmd = program(append([]string{"serve", "--listen", s.listen, "--data-dir", s.dataDir, "--metrics-listen", ""}, s.args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = out, out
+	if s.database != "" {
+		s.cmd.Env = append(s.cmd.Env, "KNM_DATABASE_URL="+s.database)
+	}
 	if s.version != "" {
 		s.cmd.Env = append(s.cmd.Env, asProgram+"="+s.version)
 	}
@@ -243,6 +255,9 @@ func (s *server) end(sig syscall.Signal) {
 func (s *server) run(stdin string, args ...string) string {
 	s.t.Helper()
 	c := program(append(args, "--data-dir", s.dataDir)...)
+	if s.database != "" {
+		c.Env = append(c.Env, "KNM_DATABASE_URL="+s.database)
+	}
 	c.Stdin = strings.NewReader(stdin)
 	out, err := c.CombinedOutput()
 	if err != nil {

@@ -352,9 +352,13 @@ func (s *Store) CancelBatch(ctx context.Context, id, by string, e fleet.Entry) e
 // RunnableBatches lists batches that wait for an owner, cancelled ones first, then the oldest. A lease that belongs to
 // the holder counts as none; "" is nobody.
 func (s *Store) RunnableBatches(ctx context.Context, holder string, limit int) ([]string, error) {
+	at, err := s.now(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var ids []string
-	now := micros(time.Now())
-	err := s.list(ctx, &ids, `SELECT id FROM batches WHERE state <> 'done' AND (lease_until <= ? OR lease_holder = ?)
+	now := micros(at)
+	err = s.list(ctx, &ids, `SELECT id FROM batches WHERE state <> 'done' AND (lease_until <= ? OR lease_holder = ?)
 		AND (state IN ('queued', 'running') OR cancelled_by <> '' OR state = 'interrupted' AND resume_at > 0 AND resume_at <= ?)
 		ORDER BY CASE WHEN cancelled_by = '' THEN 1 ELSE 0 END, created_at, id LIMIT ?`, now, nobody(holder), now, limit)
 	return ids, err
@@ -372,7 +376,6 @@ func nobody(holder string) any {
 // another one was faster.
 func (s *Store) AcquireBatch(ctx context.Context, id, holder string, ttl time.Duration) (l fleet.BatchLease, b fleet.Batch, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		now := time.Now()
 		var before struct {
 			Until   int64 `db:"lease_until"`
 			Created int64 `db:"created_at"`
@@ -383,10 +386,10 @@ func (s *Store) AcquireBatch(ctx context.Context, id, holder string, ttl time.Du
 		var epoch int64
 		if err := tx.Get(&epoch, `UPDATE batches SET lease_holder = ?, lease_epoch = lease_epoch + 1, lease_until = ?
 			WHERE id = ? AND state <> 'done' AND (lease_until <= ? OR lease_holder = ?) RETURNING lease_epoch`,
-			holder, micros(now.Add(ttl)), id, micros(now), nobody(holder)); err != nil {
+			holder, micros(tx.now.Add(ttl)), id, micros(tx.now), nobody(holder)); err != nil {
 			return lost(err)
 		}
-		idle := now.Sub(moment(max(before.Until, before.Created)))
+		idle := tx.now.Sub(moment(max(before.Until, before.Created)))
 		l = fleet.BatchLease{Batch: id, Holder: holder, Epoch: epoch, Idle: max(idle, 0)}
 		b, err = tx.batch(id)
 		return err
@@ -407,7 +410,7 @@ func (s *Store) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Dur
 	err = s.Tx(ctx, func(tx *Tx) error {
 		return lost(tx.Get(&cancelledBy, `UPDATE batches SET lease_until = ?
 			WHERE id = ? AND lease_holder = ? AND lease_epoch = ? AND state <> 'done' RETURNING cancelled_by`,
-			micros(time.Now().Add(ttl)), l.Batch, l.Holder, l.Epoch))
+			micros(tx.now.Add(ttl)), l.Batch, l.Holder, l.Epoch))
 	})
 	return cancelledBy, err
 }
@@ -416,7 +419,7 @@ func (s *Store) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Dur
 func (s *Store) ReleaseBatch(ctx context.Context, l fleet.BatchLease) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		n, err := tx.Exec(`UPDATE batches SET lease_holder = '', lease_until = ?
-			WHERE id = ? AND lease_holder = ? AND lease_epoch = ?`, micros(time.Now()), l.Batch, l.Holder, l.Epoch)
+			WHERE id = ? AND lease_holder = ? AND lease_epoch = ?`, micros(tx.now), l.Batch, l.Holder, l.Epoch)
 		if err == nil && n == 0 {
 			err = fleet.ErrLeaseLost
 		}
@@ -439,7 +442,7 @@ func (s *Store) StartBatch(ctx context.Context, l fleet.BatchLease) (b fleet.Bat
 		if _, err := tx.step(l); err != nil {
 			return err
 		}
-		now := micros(time.Now())
+		now := micros(tx.now)
 		if _, err := tx.Exec(`UPDATE batches SET state = 'running', note = '', resume_at = 0,
 			started_at = CASE WHEN started_at = 0 THEN ? ELSE started_at END WHERE id = ?`, now, l.Batch); err != nil {
 			return err
@@ -482,7 +485,7 @@ func (s *Store) ClaimItem(ctx context.Context, l fleet.BatchLease, seq int) erro
 		}
 		n, err := tx.Exec(`UPDATE batch_items SET state = 'running', attempt = attempt + 1, version = ?,
 			started_at = CASE WHEN started_at = 0 THEN ? ELSE started_at END
-			WHERE batch_id = ? AND seq = ? AND state IN ('queued', 'running')`, version, micros(time.Now()), l.Batch, seq)
+			WHERE batch_id = ? AND seq = ? AND state IN ('queued', 'running')`, version, micros(tx.now), l.Batch, seq)
 		if err == nil && n != 1 {
 			err = fmt.Errorf("item %d of batch %s is finished or missing: %w", seq, l.Batch, fleet.ErrConflict)
 		}
@@ -502,7 +505,7 @@ func (s *Store) FinishItem(ctx context.Context, l fleet.BatchLease, it fleet.Ite
 		}
 		n, err := tx.Exec(`UPDATE batch_items SET state = ?, code = ?, error = ?, changed = ?, ended_at = ?, version = ?
 			WHERE batch_id = ? AND seq = ? AND state = 'running'`, string(it.State), it.Code, storable(it.Error), flag(it.Changed),
-			micros(time.Now()), version, l.Batch, it.Seq)
+			micros(tx.now), version, l.Batch, it.Seq)
 		if err == nil && n != 1 {
 			err = fmt.Errorf("item %d of batch %s is not running: %w", it.Seq, l.Batch, fleet.ErrConflict)
 		}
@@ -518,7 +521,7 @@ func (s *Store) EndBatch(ctx context.Context, l fleet.BatchLease, end fleet.Batc
 		if err != nil {
 			return err
 		}
-		now := micros(time.Now())
+		now := micros(tx.now)
 		if _, err := tx.Exec(`UPDATE batch_items SET state = 'cancelled', code = ?, error = ?, ended_at = ?, version = ?
 			WHERE batch_id = ? AND state = 'queued'`, end.Code, storable(end.Error), now, version, l.Batch); err != nil {
 			return err
@@ -552,13 +555,12 @@ func (s *Store) InterruptBatch(ctx context.Context, l fleet.BatchLease, note str
 		if _, err := tx.step(l); err != nil {
 			return err
 		}
-		now := time.Now()
 		var resume int64
 		if retry > 0 {
-			resume = micros(now.Add(retry))
+			resume = micros(tx.now.Add(retry))
 		}
 		_, err := tx.Exec(`UPDATE batches SET state = 'interrupted', note = ?, resume_at = ?, lease_holder = '', lease_until = ?
-			WHERE id = ?`, storable(note), resume, micros(now), l.Batch)
+			WHERE id = ?`, storable(note), resume, micros(tx.now), l.Batch)
 		return err
 	})
 }

@@ -2,7 +2,9 @@
 //
 // It is one set of methods over one list of migrations. Statements are written in the SQL that SQLite and PostgreSQL
 // share: question marks that are rebound, BIGINT for numbers and times, TEXT for everything else, no engine's own upsert.
-// Times are stored as microseconds since 1970 in UTC, 0 for none, so that both engines compare them alike.
+// Times are stored as microseconds since 1970 in UTC, 0 for none, so that both engines compare them alike. SQLite is for
+// one server on one machine; PostgreSQL for several replicas, which see and refuse the same as the goroutines of one
+// would: transactions that write run one after the other on both.
 //
 // A Store may be used by many goroutines. Every call ends within Config.Timeout or with its context, whichever is first.
 // Errors carry a kind of fleet: ErrNotFound for a missing row, ErrConflict for what another row stands against,

@@ -3,8 +3,11 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -24,8 +27,15 @@ func kind(doing string, err error) error {
 		return fmt.Errorf("%s: %w: %w", doing, fleet.ErrNotFound, err)
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", doing, err)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, sql.ErrConnDone):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, sql.ErrConnDone), errors.Is(err, sql.ErrTxDone),
+		errors.Is(err, driver.ErrBadConn), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%s: %w: %w", doing, fleet.ErrUnavailable, err)
+	}
+	if _, ok := errors.AsType[net.Error](err); ok {
+		return fmt.Errorf("%s: %w: %w", doing, fleet.ErrUnavailable, err)
+	}
+	if k := postgresKind(err); k != nil {
+		return fmt.Errorf("%s: %w: %w", doing, k, err)
 	}
 	if e, ok := errors.AsType[*sqlite.Error](err); ok {
 		switch e.Code() {

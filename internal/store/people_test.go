@@ -7,22 +7,25 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/store/storetest"
 )
 
-func twoHandles(t *testing.T) (one, two *store.Store) {
-	dir := t.TempDir()
-	return open(t, store.Config{Dir: dir}), open(t, store.Config{Dir: dir})
-}
-
 func TestPeople(t *testing.T) {
 	t.Parallel()
-	storetest.RunPeople(t, twoHandles)
+	both(t, func(t *testing.T, fresh place) { storetest.RunPeople(t, twoHandles(fresh)) })
 }
 
 func TestRecord(t *testing.T) {
 	t.Parallel()
-	storetest.RunRecord(t, twoHandles)
+	both(t, func(t *testing.T, fresh place) { storetest.RunRecord(t, twoHandles(fresh)) })
 }
 
 func TestIdentities(t *testing.T) {
 	t.Parallel()
-	storetest.RunIdentities(t, twoHandles)
+	both(t, func(t *testing.T, fresh place) { storetest.RunIdentities(t, twoHandles(fresh)) })
+}
+
+// twoHandles are what two processes have of one database.
+func twoHandles(fresh place) storetest.Open {
+	return func(t *testing.T) (one, two *store.Store) {
+		cfg := fresh(t)
+		return open(t, cfg), open(t, cfg)
+	}
 }

@@ -5,12 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/url"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -18,25 +13,18 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
-const (
-	databaseFile = "kube-node-manager.db"
-	defaultLimit = 5 * time.Second
-	// readers bounds the connections that only read. Each costs a page cache of two megabytes at most.
-	readers = 4
-
-	// SQLite waits for the lock of another process without an eye on any context. So it may wait for an instant only,
-	// and begin asks again. Readers hardly ever wait: only while the write-ahead log is made or removed.
-	busyWriter  = 5 * time.Millisecond
-	busyReader  = time.Second
-	busyUpgrade = 10 * time.Second
-)
+// defaultLimit bounds every call unless Config says otherwise.
+const defaultLimit = 5 * time.Second
 
 // Config says where the data is and how it is opened.
 type Config struct {
-	// Dir holds the database. It is made with mode 0700 if it is missing; the files in it have mode 0600.
+	// URL is the address of a PostgreSQL database, postgres://…; with "" the data is in SQLite in Dir. Several servers
+	// may use one PostgreSQL database at once.
+	URL string
+	// Dir holds the SQLite database. It is made with mode 0700 if it is missing; the files in it have mode 0600.
 	Dir string
-	// Exclusive is for the server: it holds the directory until Close and is refused with ErrConflict while another
-	// server does. Commands that work beside a running server leave it false.
+	// Exclusive is for the server on SQLite: it holds the directory until Close and is refused with ErrConflict while
+	// another server does. Commands that work beside a running server leave it false.
 	Exclusive bool
 	// Timeout bounds every call; 0 means five seconds.
 	Timeout time.Duration
@@ -46,12 +34,26 @@ type Config struct {
 
 // Store is the database. Make one with Open and end it with Close.
 type Store struct {
-	write   *sqlx.DB // one connection: writers queue here, under their context, and not inside SQLite
-	read    *sqlx.DB // refuses to write
+	engine  engine
+	write   *sqlx.DB // one connection: writers queue here, under their context, and not inside the engine
+	read    *sqlx.DB
 	timeout time.Duration
-	turns   *turnstile
-	lock    io.Closer // nil unless exclusive
 	id      string
+}
+
+// engine is what SQLite and PostgreSQL do each in their own way.
+type engine interface {
+	// open migrates the database and opens the connections for writing and reading.
+	open(ctx context.Context, s *Store, cfg Config) error
+	// begin starts a transaction that writes, and says what time it is by the clock that leases are measured by. Once
+	// begun, nobody else's begins: not here and not in another process. The transaction ends within limit.
+	begin(ctx context.Context, conn *sqlx.Conn, limit time.Duration) (*sqlx.Tx, time.Time, error)
+	// snapshot are the options of a transaction that reads one state of the database.
+	snapshot() *sql.TxOptions
+	// now is the clock that leases are measured by.
+	now(ctx context.Context, read *sqlx.DB) (time.Time, error)
+	// close releases what is left when the connections are closed.
+	close() error
 }
 
 // Open opens the database, makes or upgrades its tables and returns it ready for use. A database that a newer version
@@ -63,96 +65,35 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	dir, err := filepath.Abs(cfg.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("opening store: %w", err)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("opening store: %w", err)
-	}
 	// Opening waits for other processes as long as its migrations do, however impatient the calls after it are.
-	s := &Store{timeout: max(cfg.Timeout, busyUpgrade)}
+	s := &Store{timeout: max(cfg.Timeout, openLimit), engine: &sqliteEngine{}}
+	if cfg.URL != "" {
+		s.engine = &postgresEngine{}
+	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Close())
+			err = fmt.Errorf("opening store: %w", errors.Join(err, s.Close()))
 		}
 	}()
-	if cfg.Exclusive {
-		if s.lock, err = lockServer(dir); err != nil {
-			return nil, fmt.Errorf("opening store: %w", err)
-		}
+	if err := s.engine.open(ctx, s, cfg); err != nil {
+		return nil, err
 	}
-	path := filepath.Join(dir, databaseFile)
-	if err := privateFile(path); err != nil {
-		return nil, fmt.Errorf("opening store: %w", err)
-	}
-	if err := migrate(ctx, dir, path, cfg.Logger); err != nil {
-		return nil, fmt.Errorf("opening store: %w", err)
-	}
-	if s.turns, err = openTurnstile(dir); err != nil {
-		return nil, fmt.Errorf("opening store: %w", err)
-	}
-	if s.write, err = openSQLite(path, busyWriter, "_txlock=immediate"); err != nil {
-		return nil, fmt.Errorf("opening store: %w", err)
-	}
-	s.write.SetMaxOpenConns(1)
-	if s.read, err = openSQLite(path, busyReader, "_pragma=query_only(1)"); err != nil {
-		return nil, fmt.Errorf("opening store: %w", err)
-	}
-	s.read.SetMaxOpenConns(readers)
-	s.read.SetMaxIdleConns(readers)
 	if s.id, err = s.installation(ctx); err != nil {
-		return nil, fmt.Errorf("opening store: %w", err)
+		return nil, err
 	}
 	s.timeout = cfg.Timeout
 	return s, nil
 }
 
-// privateFile makes the file before SQLite can, which would use the umask; its companions inherit the mode.
-func privateFile(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	info, err := f.Stat()
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		err = f.Chmod(0o600)
-	}
-	return errors.Join(err, f.Close())
-}
-
-// openSQLite opens lazily. The write-ahead log lets readers and the one writer work side by side; synchronous=FULL
-// makes a committed intent survive a loss of power, which NORMAL does not promise.
-func openSQLite(path string, busy time.Duration, extra string) (*sqlx.DB, error) {
-	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String() + "?" + strings.Join([]string{
-		fmt.Sprintf("_pragma=busy_timeout(%d)", busy.Milliseconds()), "_pragma=journal_mode(WAL)", "_pragma=synchronous(FULL)",
-		"_pragma=foreign_keys(1)", "_pragma=secure_delete(1)", extra,
-	}, "&")
-	db, err := sqlx.Open("sqlite", dsn)
-	if err != nil {
-		return nil, err
-	}
-	db.SetConnMaxLifetime(0)
-	db.SetConnMaxIdleTime(0)
-	return db, nil
-}
-
-// Close releases the database and the directory. Calls in flight are waited for.
+// Close releases the database.
 func (s *Store) Close() error {
 	var errs []error
-	if s.read != nil {
-		errs = append(errs, s.read.Close())
+	for _, db := range []*sqlx.DB{s.read, s.write} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
 	}
-	if s.write != nil {
-		errs = append(errs, s.write.Close())
-	}
-	if s.turns != nil {
-		errs = append(errs, s.turns.Close())
-	}
-	if s.lock != nil {
-		errs = append(errs, s.lock.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.engine.close())...)
 }
 
 // Ping asks the database for an answer.
@@ -180,10 +121,12 @@ func (s *Store) installation(ctx context.Context) (id string, err error) {
 type Tx struct {
 	ctx context.Context //nolint:containedctx // a statement of a transaction can have no other context than the transaction
 	tx  *sqlx.Tx
+	now time.Time // when it began to write, by the clock that leases are measured by
 }
 
 // Tx runs fn in one transaction, which is committed if fn returns nil and rolled back otherwise. Transactions run one
-// after the other; fn must do nothing but database work.
+// after the other, whichever engine, process or replica they are of: what fn reads stays true until it is committed. fn
+// must do nothing but database work.
 func (s *Store) Tx(ctx context.Context, fn func(*Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -194,7 +137,7 @@ func (s *Store) Tx(ctx context.Context, fn func(*Tx) error) error {
 	defer func() {
 		_ = conn.Close() // gives it back; a connection that went bad has said so before
 	}()
-	tx, err := s.begin(ctx, conn)
+	tx, now, err := s.engine.begin(ctx, conn, s.timeout)
 	if err != nil {
 		return kind("beginning a transaction", err)
 	}
@@ -203,48 +146,10 @@ func (s *Store) Tx(ctx context.Context, fn func(*Tx) error) error {
 		// the reason for it is already on its way to the caller.
 		_ = tx.Rollback()
 	}()
-	if err := fn(&Tx{ctx: ctx, tx: tx}); err != nil {
+	if err := fn(&Tx{ctx: ctx, tx: tx, now: now}); err != nil {
 		return err
 	}
 	return kind("committing a transaction", tx.Commit())
-}
-
-// begin takes the write lock, which is where another process can stand in the way: once begun, nothing can. Whoever
-// holds the only connection that writes is the one of this process who may wait at the turnstile.
-func (s *Store) begin(ctx context.Context, conn *sqlx.Conn) (_ *sqlx.Tx, err error) {
-	leave, err := s.turns.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, leave()) }()
-	var tx *sqlx.Tx
-	err = again(ctx, func() (bool, error) {
-		var err error
-		tx, err = conn.BeginTxx(ctx, nil)
-		return busy(err), err
-	})
-	return tx, err
-}
-
-// again calls try until it is not told to, or the context ends: both locks that other processes can hold have no way of
-// waiting that a context could end.
-func again(ctx context.Context, try func() (bool, error)) error {
-	var next *time.Ticker
-	for {
-		more, err := try()
-		if !more {
-			return err
-		}
-		if next == nil {
-			next = time.NewTicker(time.Millisecond)
-			defer next.Stop()
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
-		case <-next.C:
-		}
-	}
 }
 
 // Exec runs a statement written with question marks and tells how many rows it changed.
@@ -281,11 +186,19 @@ func (s *Store) list(ctx context.Context, dest any, query string, args ...any) e
 	return kind("reading", s.read.SelectContext(ctx, dest, s.read.Rebind(query), args...))
 }
 
+// now is what time it is by the clock that leases are measured by.
+func (s *Store) now(ctx context.Context) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	now, err := s.engine.now(ctx, s.read)
+	return now, kind("reading the clock", err)
+}
+
 // view runs fn on one consistent state of the database.
 func (s *Store) view(ctx context.Context, fn func(*Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	tx, err := s.read.BeginTxx(ctx, &sql.TxOptions{ReadOnly: true})
+	tx, err := s.read.BeginTxx(ctx, s.engine.snapshot())
 	if err != nil {
 		return kind("reading", err)
 	}

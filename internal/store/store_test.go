@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,13 +15,39 @@ import (
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
+	"github.com/kube-node-manager/kube-node-manager/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if role := os.Getenv(asChild); role != "" {
+		if err := children[role](os.Getenv(childURL)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(storetest.Runner{M: m})
+}
+
+// place makes a new database and says where it is.
+type place func(t *testing.T) store.Config
+
+// both runs a test on each engine.
+func both(t *testing.T, test func(t *testing.T, fresh place)) {
+	for name, fresh := range map[string]place{
+		"sqlite":   func(t *testing.T) store.Config { return store.Config{Dir: t.TempDir()} },
+		"postgres": func(t *testing.T) store.Config { return store.Config{URL: storetest.Postgres(t).Database(t)} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, fresh)
+		})
+	}
+}
 
 func open(t *testing.T, cfg store.Config) *store.Store {
 	t.Helper()
-	if cfg.Dir == "" {
+	if cfg.Dir == "" && cfg.URL == "" {
 		cfg.Dir = t.TempDir()
 	}
 	s, err := store.Open(t.Context(), cfg)
@@ -104,28 +131,44 @@ func TestOpen_SecondServerIsRefused(t *testing.T) {
 
 func TestOpen_TogetherUpgradesOnce(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	const n = 8
-	errs := make(chan error, n)
-	for range n {
-		go func() {
-			s, err := store.Open(context.WithoutCancel(t.Context()), store.Config{Dir: dir})
-			if err == nil {
-				err = s.Close()
-			}
-			errs <- err
-		}()
-	}
-	for range n {
-		if err := <-errs; err != nil {
-			t.Error(err)
+	both(t, func(t *testing.T, fresh place) {
+		cfg := fresh(t)
+		if cfg.URL != "" {
+			cfg.URL = storetest.Postgres(t).Empty(t, "")
 		}
-	}
+		const n = 8
+		errs := make(chan error, n)
+		for range n {
+			go func() {
+				s, err := store.Open(context.WithoutCancel(t.Context()), cfg)
+				if err == nil {
+					err = s.Close()
+				}
+				errs <- err
+			}()
+		}
+		for range n {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		var twice int
+		err := open(t, cfg).Tx(t.Context(), func(tx *store.Tx) error {
+			return tx.Get(&twice, `SELECT COUNT(*) - COUNT(DISTINCT version_id) FROM goose_db_version`)
+		})
+		if err != nil || twice != 0 {
+			t.Errorf("%d upgrades were made twice, %v", twice, err)
+		}
+	})
 }
 
 func TestTx_RollsBackOnErrorAndPanic(t *testing.T) {
 	t.Parallel()
-	s := open(t, store.Config{})
+	both(t, rollsBack)
+}
+
+func rollsBack(t *testing.T, fresh place) {
+	s := open(t, fresh(t))
 	boom := errors.New("boom")
 	err := s.Tx(t.Context(), func(tx *store.Tx) error {
 		if _, err := tx.AppendEntry(fleet.Entry{Action: "a"}); err != nil {
@@ -152,7 +195,13 @@ func TestTx_RollsBackOnErrorAndPanic(t *testing.T) {
 
 func TestTx_ContextEndsTheWaitForTheWriter(t *testing.T) {
 	t.Parallel()
-	s := open(t, store.Config{Timeout: 30 * time.Second})
+	both(t, contextEndsTheWait)
+}
+
+func contextEndsTheWait(t *testing.T, fresh place) {
+	cfg := fresh(t)
+	cfg.Timeout = 30 * time.Second
+	s := open(t, cfg)
 	held, free := make(chan struct{}), make(chan struct{})
 	done := make(chan error, 1)
 	go func() {
@@ -179,9 +228,15 @@ func TestTx_ContextEndsTheWaitForTheWriter(t *testing.T) {
 
 func TestStore_DeadlineIsUnavailable(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	s := open(t, store.Config{Dir: dir, Timeout: 50 * time.Millisecond})
-	other := open(t, store.Config{Dir: dir, Timeout: 30 * time.Second})
+	both(t, deadlineIsUnavailable)
+}
+
+func deadlineIsUnavailable(t *testing.T, fresh place) {
+	cfg := fresh(t)
+	cfg.Timeout = 30 * time.Second
+	other := open(t, cfg)
+	cfg.Timeout = 50 * time.Millisecond
+	s := open(t, cfg)
 	err := other.Tx(t.Context(), func(tx *store.Tx) error {
 		_, err := s.AppendEntry(t.Context(), fleet.Entry{}) // another process holds the write lock
 		if !errors.Is(err, fleet.ErrUnavailable) {
@@ -196,19 +251,23 @@ func TestStore_DeadlineIsUnavailable(t *testing.T) {
 
 func TestOpen_RefusesANewerDatabase(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	s, err := store.Open(t.Context(), store.Config{Dir: dir})
+	both(t, refusesANewerDatabase)
+}
+
+func refusesANewerDatabase(t *testing.T, fresh place) {
+	cfg := fresh(t)
+	s, err := store.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = s.Tx(t.Context(), func(tx *store.Tx) error {
-		_, err := tx.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)`)
+		_, err := tx.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, TRUE)`)
 		return err
 	})
 	if err := errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Open(t.Context(), store.Config{Dir: dir}); !errors.Is(err, store.ErrNewer) {
+	if _, err := store.Open(t.Context(), cfg); !errors.Is(err, store.ErrNewer) {
 		t.Errorf("got %v", err)
 	}
 }
