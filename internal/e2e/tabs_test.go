@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/security"
@@ -20,16 +19,7 @@ import (
 // eventually asks again until it is so. It is for what only a poll can see.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	timeout := time.After(patience)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("waiting until %s: not after %s", what, patience)
-		}
-	}
+	until(t, what, patience, ok)
 }
 
 // metric is the value of one series of the program, 0 for one that is not there.
