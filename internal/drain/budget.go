@@ -263,19 +263,32 @@ type guard struct {
 func newMatcher(budgets []policyv1.PodDisruptionBudget) matcher {
 	m := matcher{map[string][]guard{}}
 	for i := range budgets {
-		b := &budgets[i]
-		// No selector selects nothing, an empty one everything; one that makes no sense selects nothing either.
-		s, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
-		if err != nil {
-			continue
-		}
-		m.byNamespace[b.Namespace] = append(m.byNamespace[b.Namespace], guard{b, s})
-	}
-	for _, g := range m.byNamespace {
-		slices.SortFunc(g, func(a, b guard) int { return cmp.Compare(a.budget.Name, b.budget.Name) })
+		m.put(&budgets[i])
 	}
 	return m
 }
+
+// put takes a budget in, in the place of an older version of it.
+func (m matcher) put(b *policyv1.PodDisruptionBudget) {
+	m.remove(b)
+	// No selector selects nothing, an empty one everything; one that makes no sense selects nothing either.
+	s, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
+	if err != nil {
+		return
+	}
+	in := m.byNamespace[b.Namespace]
+	at, _ := slices.BinarySearchFunc(in, b.Name, byName)
+	m.byNamespace[b.Namespace] = slices.Insert(in, at, guard{b, s})
+}
+
+func (m matcher) remove(b *policyv1.PodDisruptionBudget) {
+	in := m.byNamespace[b.Namespace]
+	if at, found := slices.BinarySearchFunc(in, b.Name, byName); found {
+		m.byNamespace[b.Namespace] = slices.Delete(in, at, at+1)
+	}
+}
+
+func byName(g guard, name string) int { return cmp.Compare(g.budget.Name, name) }
 
 func (m matcher) of(p *corev1.Pod) []*policyv1.PodDisruptionBudget {
 	var out []*policyv1.PodDisruptionBudget

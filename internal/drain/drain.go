@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,7 +37,8 @@ const (
 // Options are what a person chose for the drain of a node.
 type Options struct {
 	Policy
-	// Grace shortens the pods' own grace periods, in seconds; nil leaves each its own.
+	// Grace shortens the pods' own grace periods, in seconds; nil leaves each its own. Less than one second ends
+	// containers at once and needs ConsentForce.
 	Grace *int64
 	// Timeout is for the node; 0 means DefaultTimeout. When it is over nothing is undone.
 	Timeout time.Duration
@@ -59,6 +61,8 @@ type Job struct {
 	// Events gets every transition, in order, from one goroutine; it must not block. Nil drops them.
 	Events func(Event)
 	Logger *slog.Logger
+
+	patience time.Duration // of tests, in the place of firstRetry
 }
 
 // Drain empties a node and waits until its pods are gone and its volumes detached. It returns when it is done, when it
@@ -75,6 +79,9 @@ func Drain(ctx context.Context, job Job) (Result, error) {
 	}
 	if job.Options.DetachTimeout <= 0 {
 		job.Options.DetachTimeout = DefaultDetachTimeout
+	}
+	if job.patience <= 0 {
+		job.patience = firstRetry
 	}
 	d := newDrain(job)
 	d.prepare(ctx)
@@ -116,6 +123,9 @@ func (d *drain) failed(ctx context.Context, err error) {
 
 // check looks at the node, at what we may do, and at what its pods need, before anything is touched.
 func (d *drain) check(ctx context.Context) error {
+	if g := d.job.Options.Grace; g != nil && (*g < 0 || *g == 0 && !slices.Contains(d.job.Options.Consents, ConsentForce)) {
+		return fleet.Invalid("grace", "must be at least one second")
+	}
 	node := &corev1.Node{}
 	err := again(ctx, func() error {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -51,8 +50,7 @@ type drain struct {
 	owners  map[name]*lookup
 	returns map[types.UID]bool // owners whose pods come back although the node is cordoned, and were evicted once
 
-	budgets       map[name]*policyv1.PodDisruptionBudget
-	match         matcher
+	match         matcher // of the budgets
 	budgetsKnown  bool
 	budgetsDenied bool
 	busy          map[string]bool // budgets that an eviction of this node waits for or is under
@@ -79,6 +77,7 @@ type pod struct {
 	flying   bool
 	retry    time.Time // of a refusal, by the clock
 	patience time.Duration
+	asked    string // versions of its budgets when it was tried
 	accepted time.Time
 }
 
@@ -91,12 +90,13 @@ type lookup struct {
 
 // detach is the wait for volumes.
 type detach struct {
-	until    time.Time
+	unknown  time.Time       // until when to wait for knowing what is attached
+	until    time.Time       // until when to wait for it to go, once that is known
 	keep     map[string]bool // volumes that pods which stay use
 	ready    bool            // keep is known
 	attached map[string]*storagev1.VolumeAttachment
 	seen     bool
-	denied   bool
+	denied   bool // and will not be known
 }
 
 func newDrain(job Job) *drain {
@@ -108,7 +108,7 @@ func newDrain(job Job) *drain {
 		job: job, log: log,
 		in: make(chan func()), answers: make(chan func(), inFlight),
 		pods: map[types.UID]*pod{}, owners: map[name]*lookup{}, returns: map[types.UID]bool{},
-		budgets: map[name]*policyv1.PodDisruptionBudget{}, busy: map[string]bool{},
+		match: newMatcher(nil), busy: map[string]bool{},
 		deadline: time.Now().Add(job.Options.Timeout),
 	}
 }
@@ -408,6 +408,7 @@ func (d *drain) try(p *pod) {
 	p.flying = true
 	d.flying++
 	p.at.Attempt++
+	p.asked = d.versions(p.obj)
 	d.set(p, PodEvicting, nil)
 	seen, class := p.obj, d.known(p.obj)
 	d.wg.Go(func() {
@@ -459,7 +460,7 @@ func (d *drain) evictOne(p *corev1.Pod, keys []string, look Lookups) answer {
 	if c := Classify(live, d.job.Options.Policy, look, time.Now()); c.Verdict != Evict {
 		return answer{meaning: meansChanged, live: live}
 	}
-	a := interpret(post(d.work, d.job.Ops, live, d.job.Options.Grace, false))
+	a := interpret(post(d.work, d.job.Ops, live, d.shorter(live), false))
 	if a.meaning == meansThrottled {
 		d.job.Gate.quiet(max(a.retry, time.Second))
 	}
@@ -474,6 +475,14 @@ func (d *drain) evictOne(p *corev1.Pod, keys []string, look Lookups) answer {
 	}
 	a.live = nil
 	return a
+}
+
+// shorter is the grace period to ask for, nil for the pod's own.
+func (d *drain) shorter(p *corev1.Pod) *int64 {
+	if d.job.Options.Grace == nil {
+		return nil
+	}
+	return new(min(*d.job.Options.Grace, grace(p)))
 }
 
 // reread finds out what became of an eviction whose answer does not tell.
@@ -500,13 +509,11 @@ func (d *drain) answered(p *pod, a answer) {
 	if p.state != PodEvicting {
 		return // the watch was faster
 	}
-	now := time.Now()
 	p.at.HTTP = a.http
 	switch a.meaning {
 	case meansAccepted:
-		p.accepted = now
-		until := now.Add(time.Duration(grace(p.obj)) * time.Second)
-		d.set(p, PodTerminating, func(at *PodProgress) { at.Until = &until })
+		p.accepted = time.Now()
+		d.set(p, PodTerminating, nil) // until when, the watch says
 	case meansGone:
 		d.removePod(p.obj)
 	case meansChanged:
@@ -538,9 +545,13 @@ func (d *drain) answered(p *pod, a answer) {
 
 // refused has a pod wait for another try. A refusal never becomes anything else but another try.
 func (d *drain) refused(p *pod, a answer, s PodState) {
-	p.patience = min(max(firstRetry, p.patience*3/2), lastRetry)
+	first := d.job.patience
+	p.patience = min(max(first, p.patience*3/2), max(first, lastRetry))
 	wait := p.patience + rand.N(p.patience/5) //nolint:gosec // jitter against a herd, no secret
 	p.retry = time.Now().Add(max(wait, a.retry))
+	if (s == PodBlockedByPDB || s == PodBlockedByPDBs) && p.asked != d.versions(p.obj) && d.mayGo(p.obj, map[string]int32{}) {
+		p.retry = time.Now() // its budget moved while it was asked, and nobody will say so again
+	}
 	retry := p.retry.UTC()
 	d.set(p, s, func(at *PodProgress) {
 		at.Message, at.Until = a.message, &retry
@@ -548,6 +559,15 @@ func (d *drain) refused(p *pod, a answer, s PodState) {
 			at.Needed, at.Healthy = found[0].Status.DesiredHealthy, found[0].Status.CurrentHealthy
 		}
 	})
+}
+
+// versions are those of a pod's budgets, as the watch has them.
+func (d *drain) versions(p *corev1.Pod) string {
+	var b strings.Builder
+	for _, g := range d.match.of(p) {
+		b.WriteString(g.Name + " " + g.ResourceVersion + "\n")
+	}
+	return b.String()
 }
 
 // finish ends the drain when there is nothing left to do.
@@ -637,11 +657,27 @@ func (d *drain) detached(now time.Time) bool {
 		return true // nobody is there who would detach them
 	}
 	if d.detach == nil {
-		d.detach = &detach{until: now.Add(d.job.Options.DetachTimeout), keep: map[string]bool{}, attached: map[string]*storagev1.VolumeAttachment{}}
+		d.detach = &detach{
+			unknown: now.Add(max(d.job.Options.DetachTimeout, time.Minute)),
+			keep:    map[string]bool{}, attached: map[string]*storagev1.VolumeAttachment{},
+		}
 		d.enter(NodeDetaching, "")
 		d.startDetach()
 	}
-	if d.detach.denied || d.detach.ready && d.detach.seen && len(d.left()) == 0 || !now.Before(d.detach.until) {
+	switch t := d.detach; {
+	case t.denied:
+		return true
+	case !t.ready || !t.seen:
+		if !now.Before(t.unknown) {
+			t.denied = true
+			return true
+		}
+		d.at(t.unknown)
+		return false
+	case t.until.IsZero():
+		t.until = now.Add(d.job.Options.DetachTimeout)
+	}
+	if len(d.left()) == 0 || !now.Before(d.detach.until) {
 		return true
 	}
 	d.at(d.detach.until)

@@ -65,20 +65,16 @@ func (d *drain) putNode(n *corev1.Node) {
 }
 
 func (d *drain) budgetListener() listener[policyv1.PodDisruptionBudget] {
-	key := func(b *policyv1.PodDisruptionBudget) name { return name{Namespace: b.Namespace, Name: b.Name} }
 	return listener[policyv1.PodDisruptionBudget]{
 		replace: func(all []policyv1.PodDisruptionBudget) {
 			d.send(func() {
-				clear(d.budgets)
-				for i := range all {
-					d.budgets[key(&all[i])] = &all[i]
-				}
+				d.match = newMatcher(all)
 				d.budgetsKnown, d.budgetsDenied = true, false
 				d.budgetsMoved()
 			})
 		},
-		put:    func(b *policyv1.PodDisruptionBudget) { d.send(func() { d.budgets[key(b)] = b; d.budgetsMoved() }) },
-		remove: func(b *policyv1.PodDisruptionBudget) { d.send(func() { delete(d.budgets, key(b)); d.budgetsMoved() }) },
+		put:    func(b *policyv1.PodDisruptionBudget) { d.send(func() { d.match.put(b); d.budgetsMoved() }) },
+		remove: func(b *policyv1.PodDisruptionBudget) { d.send(func() { d.match.remove(b); d.budgetsMoved() }) },
 		lost: func(err error) {
 			d.send(func() {
 				if errors.Is(err, fleet.ErrForbidden) {
@@ -93,11 +89,6 @@ func (d *drain) budgetListener() listener[policyv1.PodDisruptionBudget] {
 // budgetsMoved has those pods try again now whose budget may let them (DR-34): as many as it says, for the others would
 // only be refused.
 func (d *drain) budgetsMoved() {
-	list := make([]policyv1.PodDisruptionBudget, 0, len(d.budgets))
-	for _, b := range d.budgets {
-		list = append(list, *b)
-	}
-	d.match = newMatcher(list)
 	woken := map[string]int32{}
 	for _, p := range d.sorted() {
 		if p.state != PodBlockedByPDB && p.state != PodBlockedByPDBs {
