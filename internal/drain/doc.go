@@ -2,7 +2,7 @@
 //
 // [Classify] says of one pod whether it would be evicted and gives every reason. [Budgets] says of many pods what their
 // disruption budgets would answer. [NewPlan] puts both together for a batch of nodes, out of one [Read] of the cluster.
-// [Drain] empties one node.
+// [Probe] has the API server say the same without doing it. [Drain] empties one node.
 //
 // A drain evicts only what it has just seen: a pod must be in an open watch of its node and in a read of the moment, and
 // the eviction names its uid. The order matters, because the API server takes from the budget of whatever pod has the

@@ -485,6 +485,54 @@ func (b *bench) relax(ns, pdb string) {
 	}
 }
 
+// TestProbe is edge case 10: the server is asked about a pod that may go, one that may not, and one that is another by
+// now, and nothing comes of it.
+func TestProbe(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ns := b.c.Namespace(t)
+	node := b.c.Node(t, kubetest.NodeSpec{})
+	b.c.Deployment(t, 1, kubetest.PodSpec{Namespace: ns, Name: "web"})
+	pdb := b.c.PDB(t, ns, "web", "1")
+	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "lone", Node: node.Name})
+	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "other", Node: node.Name, Labels: map[string]string{"app": "free"}})
+	free := b.c.PDB(t, ns, "free", "0")
+	r, err := Read(t.Context(), b.c.Name, b.kube.Watch, []string{node.Name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := NewPlan(r, []Target{{Name: node.Name}}, Policy{Consents: []Consent{ConsentUnmanaged}}, time.Now())
+	for i, p := range plan.Nodes[0].Pods {
+		if p.Name == "other" {
+			plan.Nodes[0].Pods[i].UID = "00000000-0000-0000-0000-000000000000"
+		}
+	}
+	if n, err := Probe(t.Context(), b.kube.Ops, plan); n != 3 || err != nil {
+		t.Fatalf("asked about %d, %v", n, err)
+	}
+	want := map[string]int{"lone": http.StatusCreated, "other": http.StatusConflict}
+	for _, p := range plan.Nodes[0].Pods {
+		code, known := want[p.Name]
+		if !known {
+			code = http.StatusTooManyRequests
+		}
+		if p.Probe == nil || p.Probe.HTTP != code || p.Probe.Allowed != (code == http.StatusCreated) {
+			t.Errorf("%s: %+v, want %d", p.Name, p.Probe, code)
+		}
+	}
+	for _, e := range b.c.AuditLog(t).Writes(b.mark, "pods", kubetest.ByAgent(b.agent)) {
+		if !e.DryRun() {
+			t.Errorf("a request that was meant: %s", e.Request)
+		}
+	}
+	for _, name := range []string{pdb.Name, free.Name} {
+		b.c.WaitPDB(t, ns, name, func(p *policyv1.PodDisruptionBudget) bool { return p != nil && len(p.Status.DisruptedPods) == 0 })
+	}
+	if got := b.podsOn(node.Name); len(got) != 3 {
+		t.Errorf("on the node are %v", got)
+	}
+}
+
 // canned answers the first evictions in the place of the API server.
 type canned struct {
 	http.RoundTripper

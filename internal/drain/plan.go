@@ -89,6 +89,8 @@ type PodPlan struct {
 	Budget *PodBudget `json:"budget,omitempty"` // of pods that are to be evicted
 	Impact []Impact   `json:"impact,omitempty"`
 	Fit    *Fit       `json:"fit,omitempty"` // of pods that come back
+	// Probe is the API server's own answer, where it was asked.
+	Probe *ProbeResult `json:"probe,omitempty"`
 }
 
 // Impact is something that people notice when the pod goes.
