@@ -43,6 +43,9 @@ var rules = map[string]rule{
 	"internal/nodeops": {
 		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
 	},
+	"internal/drain": {
+		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
+	},
 	"internal/batch": {
 		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/sync/", "golang.org/x/time/"}, never: []string{k8s, chi, tpl, sql},
 	},
