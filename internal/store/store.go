@@ -130,7 +130,13 @@ type Tx struct {
 func (s *Store) Tx(ctx context.Context, fn func(*Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	conn, err := s.write.Connx(ctx)
+	// The first statements of a new connection to SQLite meet the lock of other processes too.
+	var conn *sqlx.Conn
+	err := again(ctx, func() (bool, error) {
+		var err error
+		conn, err = s.write.Connx(ctx)
+		return busy(err), err
+	})
 	if err != nil {
 		return kind("beginning a transaction", err)
 	}
