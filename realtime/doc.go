@@ -19,7 +19,7 @@
 // # Order and locks
 //
 // Events of one cluster are applied in the order of its watch, by one goroutine. Locks are taken in the order views,
-// view, manager, board; none is held over I/O. Rows and JSON are rendered at most once per node, revision and
+// view, manager, board, boards by name; none is held over I/O. Rows and JSON are rendered at most once per node, revision and
 // language, and shared by pages and streams.
 //
 // # Ends

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"net/url"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -188,4 +190,31 @@ func TestWindow_UnknownIsNotZero(t *testing.T) {
 	if c := b.m.Window(mustParse(t, "a"), "en").Counts; !c.Waiting {
 		t.Errorf("the one cluster in view has not: %+v", c)
 	}
+}
+
+// TestManager_ReadersOfSeveralBoardsNeverWaitForEachOther: a writer that waits for a board keeps further readers out, so
+// readers of several boards must take them in one order.
+func TestManager_ReadersOfSeveralBoardsNeverWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	b := &bench{t: t, m: NewManager(ManagerConfig{Logger: newAlarm(t), Render: plain{}})}
+	names := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
+	for _, name := range names {
+		b.add(name)
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 20_000 {
+				b.m.at("", func(moment) { runtime.Gosched() })
+			}
+		})
+	}
+	for _, name := range names {
+		all.Go(func() {
+			for range 20_000 {
+				b.m.board(name).begin()
+			}
+		})
+	}
+	all.Wait()
 }

@@ -287,8 +287,9 @@ type moment struct {
 
 // at calls f with one moment of a cluster, or of all for an empty name. No revision of these boards can be taken while
 // f runs, for that needs a board's write lock; so the counter that f sees is a cursor over all of them, and means the
-// same to whoever computes it. f must not take long. Locks are taken in the order manager, boards; writers hold one
-// board and wait for nothing, so the order among boards does not matter.
+// same to whoever computes it. f must not take long. Locks are taken in the order manager, boards, and boards in order of
+// name: a writer that waits for one board keeps further readers from it, so two readers with two orders and two such
+// writers would wait for each other for ever.
 func (m *Manager) at(cluster string, f func(moment)) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -299,7 +300,8 @@ func (m *Manager) at(cluster string, f func(moment)) {
 			boards[cluster] = b
 		}
 	}
-	for _, b := range boards {
+	for _, name := range slices.Sorted(maps.Keys(boards)) {
+		b := boards[name]
 		b.mu.RLock()
 		defer b.mu.RUnlock()
 	}
