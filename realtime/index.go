@@ -129,7 +129,7 @@ type route struct {
 // and no others.
 type routes map[route]map[*view]struct{}
 
-// of lists the routes of a query: those of its most telling term that asks for equality.
+// routes are where the views of a query wait: those of its most telling term that asks for equality.
 func (q *Query) routes() []route {
 	any := q.telling()
 	if any == nil {

@@ -309,9 +309,8 @@ func (m *Manager) at(cluster string, f func(moment)) {
 }
 
 func (m *Manager) all() map[string]*board {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return m.boards
+	boards, _ := m.shape()
+	return boards
 }
 
 func (m *Manager) board(name string) *board {

@@ -92,10 +92,7 @@ func (m *Manager) look(cluster string) {
 	}
 	b.looked.Store(time.Now().UnixNano())
 	if b.state().State == fleet.ClusterAsleep {
-		select {
-		case s.now <- struct{}{}:
-		default: // asked already
-		}
+		s.retry()
 	}
 }
 
