@@ -311,9 +311,10 @@ func TestCreateBatch_Negotiation(t *testing.T) {
 func TestCreateBatch_Fields(t *testing.T) {
 	t.Parallel()
 	want := fleet.BatchSpec{
-		Operation:     fleet.Operation{Action: fleet.ActionUncordon, Reason: "disk swap", Foreign: fleet.ForeignInclude},
-		Nodes:         []fleet.NodeRef{{Cluster: "prod", Name: "node-0"}, {Cluster: "a/b", Name: "node-1"}},
-		MaxConcurrent: 3, MaxFailures: 2, PauseBetween: 90 * time.Second, IdempotencyKey: "k1",
+		Operation:      fleet.Operation{Action: fleet.ActionUncordon, Reason: "disk swap", Foreign: fleet.ForeignInclude},
+		Nodes:          []fleet.NodeRef{{Cluster: "prod", Name: "node-0"}, {Cluster: "a/b", Name: "node-1"}},
+		Rollout:        fleet.Rollout{MaxConcurrent: 3, MaxFailures: 2, PauseBetween: 90 * time.Second},
+		IdempotencyKey: "k1",
 	}
 	for name, c := range map[string]call{
 		"form": {body: formBody("action", "uncordon", "reason", "disk swap", "foreign", "include", "nodes", "prod/node-0\r\n\r\na/b/node-1\r\n",

@@ -89,7 +89,9 @@ func readSpec(r *http.Request) (fleet.BatchSpec, error) {
 		Operation: fleet.Operation{
 			Action: fleet.Action(in.text("action")), Reason: in.text("reason"), Foreign: fleet.ForeignPolicy(in.text("foreign")),
 		},
-		MaxConcurrent: in.number("max_concurrent"), MaxFailures: in.number("max_failures"), PauseBetween: in.duration("pause_between"),
+		Rollout: fleet.Rollout{
+			MaxConcurrent: in.number("max_concurrent"), MaxFailures: in.number("max_failures"), PauseBetween: in.duration("pause_between"),
+		},
 		IdempotencyKey: in.text("idempotency_key"),
 	}
 	if key := r.Header.Get("Idempotency-Key"); key != "" {

@@ -77,6 +77,34 @@ type Batches interface {
 	Batch(ctx context.Context, id string) (fleet.Batch, []fleet.Item, error)
 	List(ctx context.Context, f fleet.BatchFilter) ([]fleet.Batch, error)
 	Cancel(ctx context.Context, by fleet.Caller, id string) error
+	// Plan says what Submit of the same would do, as far as looking can tell. The errors are those of Submit, but for
+	// a missing confirmation.
+	Plan(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (*fleet.Plan, error)
+	// BatchPlan is the plan that a batch was made by, ErrNotFound if it was made without one.
+	BatchPlan(ctx context.Context, id string) (*fleet.Plan, error)
+	// Events are the transitions of a batch's drains after a sequence number, oldest first, at most limit.
+	Events(ctx context.Context, id string, after int64, limit int) ([]fleet.BatchEvent, error)
+	// Pause starts no further node and no further eviction until Resume; what is ending ends. Both are ErrConflict where
+	// there is nothing to do. Resume also goes on with a batch that waits for a person.
+	Pause(ctx context.Context, by fleet.Caller, id string) error
+	Resume(ctx context.Context, by fleet.Caller, id string) error
+	// Retry makes a new batch of the nodes that failed or were not started, ErrConflict if there are none or the batch
+	// is not done. The key is that of Submit.
+	Retry(ctx context.Context, by fleet.Caller, id, key string) (fleet.Batch, error)
+	// Skip leaves out a node that waits, and lets go of one that is being drained.
+	Skip(ctx context.Context, by fleet.Caller, id string, item int) error
+}
+
+// Templates keeps named sets of labels and taints. *templates.Book implements it.
+type Templates interface {
+	Templates(ctx context.Context) ([]fleet.Template, error)
+	// Template returns one version, the newest for 0. ErrNotFound.
+	Template(ctx context.Context, id string, version int) (fleet.Template, error)
+	// SaveTemplate makes a template, or a new version of the one that the ID names; t.Version is the version that was
+	// changed, and ErrConflict if that is not the newest. FieldError.
+	SaveTemplate(ctx context.Context, by fleet.Caller, t fleet.Template) (fleet.Template, error)
+	// DeleteTemplate takes it out of the list; its versions stay readable for what was done with them.
+	DeleteTemplate(ctx context.Context, by fleet.Caller, id string) error
 }
 
 // Auth knows who is asking.

@@ -225,6 +225,27 @@ func (f batches) Cancel(_ context.Context, _ fleet.Caller, id string) error {
 	return nil
 }
 
+func (f batches) Plan(_ context.Context, _ fleet.Caller, spec fleet.BatchSpec) (*fleet.Plan, error) {
+	return &fleet.Plan{Action: spec.Action, Operation: spec.Operation}, nil
+}
+
+func (f batches) BatchPlan(context.Context, string) (*fleet.Plan, error) {
+	return nil, fleet.ErrNotFound
+}
+
+func (f batches) Events(context.Context, string, int64, int) ([]fleet.BatchEvent, error) {
+	return nil, fleet.ErrNotFound
+}
+
+func (f batches) Pause(context.Context, fleet.Caller, string) error  { return fleet.ErrConflict }
+func (f batches) Resume(context.Context, fleet.Caller, string) error { return fleet.ErrConflict }
+
+func (f batches) Retry(context.Context, fleet.Caller, string, string) (fleet.Batch, error) {
+	return fleet.Batch{}, fleet.ErrConflict
+}
+
+func (f batches) Skip(context.Context, fleet.Caller, string, int) error { return fleet.ErrNotFound }
+
 type authority struct{ wd *world }
 
 func (f authority) SignIn(_ context.Context, name, password string, from fleet.Caller, _ string) (string, time.Time, error) {

@@ -454,6 +454,23 @@ func (b *board) node(name string) (*fleet.Node, *version) {
 	return s.newest.Load(), s.ver
 }
 
+// names lists the nodes that have one of the traits, each once.
+func (b *board) names(any ...trait) []string {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	var out []string
+	seen := make(map[*slot]bool)
+	for _, t := range any {
+		for s := range b.index[t] {
+			if !seen[s] {
+				seen[s] = true
+				out = append(out, s.name)
+			}
+		}
+	}
+	return out
+}
+
 func (b *board) packed(name string) (kube.Packed, bool) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()

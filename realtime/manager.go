@@ -409,6 +409,18 @@ func (m *Manager) Node(ref fleet.NodeRef) (*fleet.Node, error) {
 	return n, err
 }
 
+// Unavailable names the nodes of a cluster that are cordoned or not ready, in no order.
+func (m *Manager) Unavailable(cluster string) []string {
+	b := m.board(cluster)
+	if b == nil {
+		return nil
+	}
+	m.look(cluster)
+	return b.names(
+		cordonedTrait(true), trait{facetStatus, string(fleet.StatusNotReady)}, trait{facetStatus, string(fleet.StatusUnknown)},
+	)
+}
+
 // FullNode is the whole corev1.Node as cached, as JSON.
 func (m *Manager) FullNode(ref fleet.NodeRef) ([]byte, error) {
 	b, _, _, err := m.find(ref)

@@ -107,7 +107,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		Record:  record, Authority: authority{a.store}, Observe: a.manager.Observe, Logger: a.component("nodeops"),
 	})
 	a.engine = batch.New(batch.Config{
-		Store: a.store, Doer: verbs, Authorizer: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
+		Store: a.store, Doer: verbs, Authorizer: verbs, Planner: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
 		Logger: a.component("batch"), Holder: a.holder(), Grace: batchGrace,
 	})
 	a.streams = realtime.NewStreamer(realtime.StreamerConfig{

@@ -166,10 +166,10 @@ type worldView struct {
 
 func newWorldView(w *world, d *death) *worldView { return &worldView{w, d} }
 
-func (v *worldView) Do(ctx context.Context, by fleet.Caller, id string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error) {
+func (v *worldView) Do(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
 	var res fleet.ItemResult
 	err := v.death.step("write", func() (err error) {
-		res, err = v.world.Do(ctx, by, id, it, op)
+		res, err = v.world.Do(ctx, t)
 		return err
 	})
 	if errors.Is(err, errDead) {
@@ -178,8 +178,8 @@ func (v *worldView) Do(ctx context.Context, by fleet.Caller, id string, it fleet
 	return res, err
 }
 
-func (v *worldView) Resolve(ctx context.Context, by fleet.Caller, id string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error) {
-	return v.world.Resolve(ctx, by, id, it, op)
+func (v *worldView) Resolve(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
+	return v.world.Resolve(ctx, t)
 }
 
 // TestEngine_KillPointsOfACancelledBatch kills the owner at each step of a batch that is then cancelled: nothing more is
@@ -373,7 +373,7 @@ type pairDoer struct {
 func (p *lockedPair) first(sleep func()) batch.Doer { return &pairDoer{p, p.a, sleep} }
 func (p *lockedPair) second() batch.Doer            { return &pairDoer{p, p.b, func() {}} }
 
-func (d *pairDoer) Do(ctx context.Context, by fleet.Caller, id string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error) {
+func (d *pairDoer) Do(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
 	d.w.mu.Lock()
 	d.w.calls++
 	d.w.mu.Unlock()
@@ -388,14 +388,14 @@ func (d *pairDoer) Do(ctx context.Context, by fleet.Caller, id string, it fleet.
 	}
 	d.pair.mu.Lock()
 	defer d.pair.mu.Unlock()
-	if d.w.by[it.Ref] != id {
-		d.w.by[it.Ref] = id
-		d.w.writes[it.Ref]++
+	if d.w.by[t.Item.Ref] != t.Batch {
+		d.w.by[t.Item.Ref] = t.Batch
+		d.w.writes[t.Item.Ref]++
 	}
 	return fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}, nil
 }
 
-func (d *pairDoer) Resolve(context.Context, fleet.Caller, string, fleet.Item, fleet.Operation) (fleet.ItemResult, error) {
+func (d *pairDoer) Resolve(context.Context, fleet.Task) (fleet.ItemResult, error) {
 	return fleet.ItemResult{}, errors.New("nothing to resolve")
 }
 

@@ -19,6 +19,7 @@ type Config struct {
 	Store      Store
 	Doer       Doer
 	Authorizer Authorizer
+	Planner    Planner
 	Lookup     Lookup
 	Notify     func(batchID string) // told after each change of a batch; must not block; nil: nobody
 	Logger     *slog.Logger

@@ -42,7 +42,7 @@ func newWorld() *world {
 	return &world{by: make(map[fleet.NodeRef]string), writes: make(map[fleet.NodeRef]int)}
 }
 
-func (w *world) Do(ctx context.Context, _ fleet.Caller, id string, it fleet.Item, _ fleet.Operation) (fleet.ItemResult, error) {
+func (w *world) Do(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
 	w.mu.Lock()
 	w.calls++
 	w.inFlight++
@@ -69,23 +69,23 @@ func (w *world) Do(ctx context.Context, _ fleet.Caller, id string, it fleet.Item
 		return fleet.ItemResult{}, ctx.Err()
 	}
 	if w.fail != nil {
-		if err := w.fail(it.Ref); err != nil {
+		if err := w.fail(t.Item.Ref); err != nil {
 			return fleet.ItemResult{}, err
 		}
 	}
 	w.mu.Lock()
-	if w.by[it.Ref] != id {
-		w.by[it.Ref] = id
-		w.writes[it.Ref]++
+	if w.by[t.Item.Ref] != t.Batch {
+		w.by[t.Item.Ref] = t.Batch
+		w.writes[t.Item.Ref]++
 	}
 	w.mu.Unlock()
 	return fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}, nil
 }
 
-func (w *world) Resolve(_ context.Context, _ fleet.Caller, id string, it fleet.Item, _ fleet.Operation) (fleet.ItemResult, error) {
+func (w *world) Resolve(_ context.Context, t fleet.Task) (fleet.ItemResult, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.by[it.Ref] == id {
+	if w.by[t.Item.Ref] == t.Batch {
 		return fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}, nil
 	}
 	return fleet.ItemResult{State: fleet.ItemCancelled, Code: fleet.CodeCancelled, Message: "not changed"}, nil
@@ -152,6 +152,8 @@ func (cache) Node(ref fleet.NodeRef) (*fleet.Node, error) {
 	return &fleet.Node{Ref: ref, UID: "uid-" + ref.Name}, nil
 }
 
+func (cache) Unavailable(string) []string { return nil }
+
 // permit permits operators.
 type permit struct{}
 
@@ -160,6 +162,17 @@ func (permit) Authorize(_ context.Context, by fleet.Caller, op fleet.Operation, 
 		return fleet.ErrForbidden
 	}
 	return nil
+}
+
+func (p permit) Prepare(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) (fleet.Operation, error) {
+	if op.Action == fleet.ActionUncordon && op.Foreign == "" {
+		op.Foreign = fleet.ForeignSkip
+	}
+	return op, p.Authorize(ctx, by, op, refs)
+}
+
+func (permit) Plan(_ context.Context, _ fleet.Caller, op fleet.Operation, _ []fleet.Item) (*fleet.Plan, error) {
+	return &fleet.Plan{Action: op.Action, Operation: op}, nil
 }
 
 type fixture struct {
@@ -185,7 +198,7 @@ func newFixture(t *testing.T) *fixture {
 // engine makes an engine over the fixture's store and world.
 func (f *fixture) engine(change ...func(*batch.Config)) *batch.Engine {
 	cfg := batch.Config{
-		Store: f.store, Doer: f.world, Authorizer: permit{}, Lookup: cache{}, Holder: "a",
+		Store: f.store, Doer: f.world, Authorizer: permit{}, Planner: permit{}, Lookup: cache{}, Holder: "a",
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range change {

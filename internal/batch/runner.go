@@ -157,7 +157,7 @@ func (r *runner) work() error {
 	r.fail(true)
 
 	var workers sync.WaitGroup
-	slots := make(chan struct{}, max(r.batch.MaxConcurrent, 1))
+	slots := make(chan struct{}, max(r.batch.Rollout.MaxConcurrent, 1))
 	for n, i := range r.order() {
 		it := &r.items[i]
 		if !r.begin(slots, n > 0 && it.State == fleet.ItemQueued) {
@@ -204,8 +204,8 @@ func (r *runner) begin(slots chan<- struct{}, pause bool) bool {
 		return false
 	case slots <- struct{}{}:
 	}
-	if pause && r.batch.PauseBetween > 0 {
-		t := time.NewTimer(r.batch.PauseBetween)
+	if pause && r.batch.Rollout.PauseBetween > 0 {
+		t := time.NewTimer(r.batch.Rollout.PauseBetween)
 		defer t.Stop()
 		select {
 		case <-r.dispatch.Done():
@@ -237,7 +237,7 @@ func (r *runner) claim(it *fleet.Item) error {
 
 // act does one node and records what came of it.
 func (r *runner) act(it *fleet.Item) {
-	res, err := r.e.cfg.Doer.Do(r.step, r.by, r.lease.Batch, *it, r.batch.Operation)
+	res, err := r.e.cfg.Doer.Do(r.step, r.task(it))
 	switch {
 	case errors.Is(err, fleet.ErrNotRecorded):
 		r.stop(err)
@@ -252,6 +252,10 @@ func (r *runner) act(it *fleet.Item) {
 		return // cut off in the middle; the next owner finds out
 	}
 	r.finish(it, res, err)
+}
+
+func (r *runner) task(it *fleet.Item) fleet.Task {
+	return fleet.Task{By: r.by, Batch: r.lease.Batch, Item: *it, Operation: r.batch.Operation}
 }
 
 // finish records the result of an item, and stops the batch if it cannot or if that was one failure too many.
@@ -303,7 +307,7 @@ func (r *runner) fail(judge bool) {
 		r.failed++
 		return
 	}
-	if r.batch.MaxFailures > 0 && r.failed >= r.batch.MaxFailures {
+	if r.batch.Rollout.MaxFailures > 0 && r.failed >= r.batch.Rollout.MaxFailures {
 		r.stop(errFailures)
 	}
 }
@@ -364,14 +368,14 @@ func (r *runner) close(closing fleet.BatchEnd) error {
 // resolve finds out about items that an earlier owner had claimed and that are not going to be done any more.
 func (r *runner) resolve() error {
 	var workers errgroup.Group
-	workers.SetLimit(max(r.batch.MaxConcurrent, 1))
+	workers.SetLimit(max(r.batch.Rollout.MaxConcurrent, 1))
 	for i := range r.items {
 		it := &r.items[i]
 		if it.State != fleet.ItemRunning {
 			continue
 		}
 		workers.Go(func() error {
-			res, err := r.e.cfg.Doer.Resolve(r.step, r.by, r.lease.Batch, *it, r.batch.Operation)
+			res, err := r.e.cfg.Doer.Resolve(r.step, r.task(it))
 			switch {
 			case errors.Is(err, fleet.ErrNotRecorded):
 				return err

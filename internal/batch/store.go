@@ -62,16 +62,24 @@ type Doer interface {
 	// Do brings the node to what the operation asks for. It is idempotent per batch: called again after a crash, it
 	// finds out from the live node whether its change has landed. An error says that the item failed, with the code and
 	// the sentence in the result; ErrAuthorityLost and ErrNotRecorded are not about the node and leave the item open.
-	Do(ctx context.Context, by fleet.Caller, batch string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error)
+	Do(ctx context.Context, t fleet.Task) (fleet.ItemResult, error)
 	// Resolve tells, without changing the cluster, what became of an item that was running when its batch ended: the
 	// state is cancelled if the change has not landed. Errors are those of Do, but for the person's authority.
-	Resolve(ctx context.Context, by fleet.Caller, batch string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error)
+	Resolve(ctx context.Context, t fleet.Task) (fleet.ItemResult, error)
 }
 
-// Authorizer decides whether a person may do an operation to all of some nodes, and records a refusal. It also checks the
-// fields of the operation.
+// Authorizer decides whether a person may do an operation to all of some nodes, and records a refusal.
 type Authorizer interface {
 	Authorize(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) error
+	// Prepare authorizes, checks every field of the operation and resolves it: defaults are set, the lines of a template
+	// and of a source node are in it. What it returns is what is frozen. FieldError, ErrForbidden, ErrUnavailable.
+	Prepare(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) (fleet.Operation, error)
+}
+
+// Planner says what an operation would do to nodes, and changes nothing. The operation is one that Prepare returned. A
+// cluster that cannot be looked at is an Error in its part of the plan.
+type Planner interface {
+	Plan(ctx context.Context, by fleet.Caller, op fleet.Operation, items []fleet.Item) (*fleet.Plan, error)
 }
 
 // Lookup answers from the cache.
@@ -79,4 +87,6 @@ type Lookup interface {
 	Clusters() []fleet.Cluster
 	// Node returns ErrNotFound for what the cache does not know.
 	Node(ref fleet.NodeRef) (*fleet.Node, error)
+	// Unavailable names the nodes of a cluster that are cordoned or not ready.
+	Unavailable(cluster string) []string
 }

@@ -33,14 +33,11 @@ func (e *Engine) Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSp
 	if err != nil {
 		return fleet.Batch{}, err
 	}
-	if spec.Action == fleet.ActionUncordon && spec.Foreign == "" {
-		spec.Foreign = fleet.ForeignSkip
-	}
 	if spec.MaxConcurrent == 0 {
 		spec.MaxConcurrent = defaultConcurrent
 	}
 	spec.Nodes = refs
-	if err := e.cfg.Authorizer.Authorize(ctx, by, spec.Operation, refs); err != nil {
+	if spec.Operation, err = e.cfg.Authorizer.Prepare(ctx, by, spec.Operation, refs); err != nil {
 		return fleet.Batch{}, err
 	}
 	digest, err := digestOf(spec)
@@ -51,15 +48,13 @@ func (e *Engine) Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSp
 	now := time.Now().UTC()
 	d := fleet.BatchDraft{
 		Batch: fleet.Batch{
-			ID:            newID(now),
-			Operation:     spec.Operation,
-			State:         fleet.BatchQueued,
-			CreatedBy:     by.Name,
-			CreatedByID:   by.UserID,
-			CreatedAt:     now,
-			MaxConcurrent: spec.MaxConcurrent,
-			MaxFailures:   spec.MaxFailures,
-			PauseBetween:  spec.PauseBetween,
+			ID:          newID(now),
+			Operation:   spec.Operation,
+			State:       fleet.BatchQueued,
+			CreatedBy:   by.Name,
+			CreatedByID: by.UserID,
+			CreatedAt:   now,
+			Rollout:     spec.Rollout,
 		},
 		By:     by,
 		Items:  make([]fleet.Item, len(refs)),

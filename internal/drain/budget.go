@@ -12,20 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
-)
 
-// Allowance is what the disruption budgets say to the eviction of a pod.
-type Allowance string
-
-// The allowances.
-const (
-	Free         Allowance = "free"          // no budget is asked, or the one that is does not mind
-	Now          Allowance = "now"           // within what the budget allows at this moment
-	Later        Allowance = "later"         // in a later wave, when replacements are ready
-	Blocked      Allowance = "blocked"       // the budget allows none at this moment
-	Never        Allowance = "never"         // no eviction will succeed until somebody changes something
-	Undetermined Allowance = "undetermined"  // the budget's controller has not caught up
-	NotEvaluated Allowance = "not_evaluated" // we may not read the budgets (PV-13)
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // Why a budget says what it says.
@@ -46,55 +34,19 @@ const (
 // heldFor is how long the disruption controller counts an eviction whose pod it does not see go.
 const heldFor = 2 * time.Minute
 
-// PodBudget is the answer for one pod.
-type PodBudget struct {
-	Allowance Allowance `json:"allowance"`
-	Why       string    `json:"why,omitempty"`
-	Budgets   []string  `json:"budgets,omitempty"` // names, in the pod's namespace
-	Wave      int       `json:"wave,omitempty"`    // from 1; 0 where nobody can say
-	Message   string    `json:"message,omitempty"` // of the budget's controller
-}
-
-// Held is an eviction that a budget still counts.
-type Held struct {
-	Pod   string    `json:"pod"`
-	Since time.Time `json:"since"`
-	Until time.Time `json:"until"`
-}
-
-// Budget is a disruption budget and what the batch asks of it (PV-10).
-type Budget struct {
-	Namespace       string    `json:"namespace"`
-	Name            string    `json:"name"`
-	MinAvailable    string    `json:"min_available,omitempty"`
-	MaxUnavailable  string    `json:"max_unavailable,omitempty"`
-	UnhealthyPolicy string    `json:"unhealthy_policy,omitempty"`
-	ExpectedPods    int32     `json:"expected_pods"`
-	DesiredHealthy  int32     `json:"desired_healthy"`
-	CurrentHealthy  int32     `json:"current_healthy"`
-	Allowed         int32     `json:"allowed"`
-	Held            []Held    `json:"held,omitempty"`
-	Pods            int       `json:"pods"`            // of the batch that it has to let go one by one
-	Waves           int       `json:"waves,omitempty"` // 0: nobody can say
-	Never           string    `json:"never,omitempty"` // why it can never be met, "" if it can
-	WrittenBy       string    `json:"written_by,omitempty"`
-	Message         string    `json:"message,omitempty"` // why its controller could not work it out (PV-12)
-	Allowance       Allowance `json:"allowance"`
-}
-
 // Budgets says of the pods that are to be evicted what their budgets answer, as the API server would: in the order
 // given, summed over all of them. Evaluated tells in which namespaces budgets could be read; nil means all.
-func Budgets(pods []*corev1.Pod, budgets []policyv1.PodDisruptionBudget, evaluated func(namespace string) bool) (map[types.UID]PodBudget, []Budget) {
-	out := make(map[types.UID]PodBudget, len(pods))
+func Budgets(pods []*corev1.Pod, budgets []policyv1.PodDisruptionBudget, evaluated func(namespace string) bool) (map[types.UID]fleet.PodBudget, []fleet.Budget) {
+	out := make(map[types.UID]fleet.PodBudget, len(pods))
 	guarded := map[types.NamespacedName]*tally{}
 	match := newMatcher(budgets)
 	for _, p := range pods {
 		if evaluated != nil && !evaluated(p.Namespace) {
-			out[p.UID] = PodBudget{Allowance: NotEvaluated}
+			out[p.UID] = fleet.PodBudget{Allowance: fleet.AllowNotEvaluated}
 			continue
 		}
 		if notGuarded(p) {
-			out[p.UID] = PodBudget{Allowance: Free, Why: WhyNotGuarded}
+			out[p.UID] = fleet.PodBudget{Allowance: fleet.AllowFree, Why: WhyNotGuarded}
 			continue
 		}
 		found := match.of(p)
@@ -107,20 +59,20 @@ func Budgets(pods []*corev1.Pod, budgets []policyv1.PodDisruptionBudget, evaluat
 		}
 		switch len(found) {
 		case 0:
-			out[p.UID] = PodBudget{Allowance: Free, Why: WhyNoBudget}
+			out[p.UID] = fleet.PodBudget{Allowance: fleet.AllowFree, Why: WhyNoBudget}
 		case 1:
 			v := guarded[types.NamespacedName{Namespace: p.Namespace, Name: names[0]}].next(p)
 			v.Budgets = names
 			out[p.UID] = v
 		default:
-			out[p.UID] = PodBudget{Allowance: Never, Why: WhySeveralBudgets, Budgets: names}
+			out[p.UID] = fleet.PodBudget{Allowance: fleet.AllowNever, Why: WhySeveralBudgets, Budgets: names}
 		}
 	}
-	views := make([]Budget, 0, len(guarded))
+	views := make([]fleet.Budget, 0, len(guarded))
 	for _, t := range guarded {
 		views = append(views, t.view())
 	}
-	slices.SortFunc(views, func(a, b Budget) int {
+	slices.SortFunc(views, func(a, b fleet.Budget) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	return out, views
@@ -138,21 +90,21 @@ type tally struct {
 }
 
 // next is the answer for one more pod.
-func (t *tally) next(p *corev1.Pod) PodBudget {
+func (t *tally) next(p *corev1.Pod) fleet.PodBudget {
 	b := t.budget
 	if !ready(p) && lets(b) {
-		return PodBudget{Allowance: Free, Why: WhyUnhealthy}
+		return fleet.PodBudget{Allowance: fleet.AllowFree, Why: WhyUnhealthy}
 	}
 	t.pods++
 	allowance, why, message := standing(b)
-	if allowance != Now {
-		return PodBudget{Allowance: allowance, Why: why, Message: message}
+	if allowance != fleet.AllowNow {
+		return fleet.PodBudget{Allowance: allowance, Why: why, Message: message}
 	}
 	wave := (t.pods-1)/int(b.Status.DisruptionsAllowed) + 1
 	if wave > 1 {
-		return PodBudget{Allowance: Later, Wave: wave}
+		return fleet.PodBudget{Allowance: fleet.AllowLater, Wave: wave}
 	}
-	return PodBudget{Allowance: Now, Wave: 1}
+	return fleet.PodBudget{Allowance: fleet.AllowNow, Wave: 1}
 }
 
 // lets tells whether the budget lets a pod go that is not ready.
@@ -170,25 +122,25 @@ func lets(b *policyv1.PodDisruptionBudget) bool {
 }
 
 // standing is what a budget says at this moment to a pod that counts.
-func standing(b *policyv1.PodDisruptionBudget) (Allowance, string, string) {
+func standing(b *policyv1.PodDisruptionBudget) (fleet.Allowance, string, string) {
 	if never := neverMet(b); never != "" {
-		return Never, never, ""
+		return fleet.AllowNever, never, ""
 	}
 	if b.Status.ObservedGeneration < b.Generation {
-		return Undetermined, WhyLagging, ""
+		return fleet.AllowUndetermined, WhyLagging, ""
 	}
 	for _, c := range b.Status.Conditions {
 		if c.Type == policyv1.DisruptionAllowedCondition && c.Status == metav1.ConditionFalse && c.Reason == policyv1.SyncFailedReason {
-			return Blocked, WhySyncFailed, plain(c.Message)
+			return fleet.AllowBlocked, WhySyncFailed, plain(c.Message)
 		}
 	}
 	if b.Status.DisruptionsAllowed > 0 {
-		return Now, "", ""
+		return fleet.AllowNow, "", ""
 	}
 	if len(b.Status.DisruptedPods) > 0 {
-		return Blocked, WhyHeld, ""
+		return fleet.AllowBlocked, WhyHeld, ""
 	}
-	return Blocked, WhyExhausted, ""
+	return fleet.AllowBlocked, WhyExhausted, ""
 }
 
 // neverMet says why a budget can never let a healthy pod go, "" if it can (PV-11).
@@ -217,9 +169,9 @@ func zero(v intstr.IntOrString) bool {
 	return v.Type == intstr.Int && v.IntVal == 0 || v.Type == intstr.String && v.StrVal == "0%"
 }
 
-func (t *tally) view() Budget {
+func (t *tally) view() fleet.Budget {
 	b := t.budget
-	out := Budget{
+	out := fleet.Budget{
 		Namespace: b.Namespace, Name: b.Name,
 		ExpectedPods: b.Status.ExpectedPods, DesiredHealthy: b.Status.DesiredHealthy,
 		CurrentHealthy: b.Status.CurrentHealthy, Allowed: b.Status.DisruptionsAllowed,
@@ -236,7 +188,7 @@ func (t *tally) view() Budget {
 	}
 	for _, pod := range slices.Sorted(maps.Keys(b.Status.DisruptedPods)) {
 		at := b.Status.DisruptedPods[pod].UTC()
-		out.Held = append(out.Held, Held{Pod: pod, Since: at, Until: at.Add(heldFor)})
+		out.Held = append(out.Held, fleet.Held{Pod: pod, Since: at, Until: at.Add(heldFor)})
 	}
 	for _, m := range b.ManagedFields {
 		if m.Subresource == "" {
@@ -244,7 +196,7 @@ func (t *tally) view() Budget {
 		}
 	}
 	out.Allowance, _, out.Message = standing(b)
-	if out.Allowance == Now {
+	if out.Allowance == fleet.AllowNow {
 		out.Waves = (t.pods + int(b.Status.DisruptionsAllowed) - 1) / int(b.Status.DisruptionsAllowed)
 	}
 	return out

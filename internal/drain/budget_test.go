@@ -8,6 +8,8 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // budgetFor is a budget over the pods with app=app, worked out by its controller, with changes.
@@ -48,41 +50,41 @@ func TestBudgets_OnePod(t *testing.T) {
 		name    string
 		pod     *corev1.Pod
 		budgets []policyv1.PodDisruptionBudget
-		want    Allowance
+		want    fleet.Allowance
 		why     string
 	}{
-		{"no budget", fixture("p"), nil, Free, WhyNoBudget},
-		{"of another namespace", fixture("p"), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) { b.Namespace = "bank" })), Free, WhyNoBudget},
-		{"selects nothing", fixture("p"), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) { b.Spec.Selector = nil })), Free, WhyNoBudget},
-		{"selects everything", fixture("p"), one(budgetFor("web", 1, func(b *policyv1.PodDisruptionBudget) { b.Spec.Selector = &metav1.LabelSelector{} })), Now, ""},
+		{"no budget", fixture("p"), nil, fleet.AllowFree, WhyNoBudget},
+		{"of another namespace", fixture("p"), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) { b.Namespace = "bank" })), fleet.AllowFree, WhyNoBudget},
+		{"selects nothing", fixture("p"), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) { b.Spec.Selector = nil })), fleet.AllowFree, WhyNoBudget},
+		{"selects everything", fixture("p"), one(budgetFor("web", 1, func(b *policyv1.PodDisruptionBudget) { b.Spec.Selector = &metav1.LabelSelector{} })), fleet.AllowNow, ""},
 		{"selects nonsense", fixture("p"), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) {
 			b.Spec.Selector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Near"}}}
-		})), Free, WhyNoBudget},
-		{"pending", fixture("p", phase(corev1.PodPending)), one(budgetFor("web", 0)), Free, WhyNotGuarded},
-		{"succeeded, even under two", fixture("p", phase(corev1.PodSucceeded)), one(budgetFor("web", 0), budgetFor("web", 0)), Free, WhyNotGuarded},
-		{"terminating", fixture("p", deleted(0)), one(budgetFor("web", 0)), Free, WhyNotGuarded},
-		{"two", fixture("p"), one(budgetFor("web", 1), budgetFor("web", 1, func(b *policyv1.PodDisruptionBudget) { b.Name = "other" })), Never, WhySeveralBudgets},
-		{"allowed", fixture("p"), one(budgetFor("web", 1)), Now, ""},
-		{"exhausted", fixture("p"), one(budgetFor("web", 0)), Blocked, WhyExhausted},
+		})), fleet.AllowFree, WhyNoBudget},
+		{"pending", fixture("p", phase(corev1.PodPending)), one(budgetFor("web", 0)), fleet.AllowFree, WhyNotGuarded},
+		{"succeeded, even under two", fixture("p", phase(corev1.PodSucceeded)), one(budgetFor("web", 0), budgetFor("web", 0)), fleet.AllowFree, WhyNotGuarded},
+		{"terminating", fixture("p", deleted(0)), one(budgetFor("web", 0)), fleet.AllowFree, WhyNotGuarded},
+		{"two", fixture("p"), one(budgetFor("web", 1), budgetFor("web", 1, func(b *policyv1.PodDisruptionBudget) { b.Name = "other" })), fleet.AllowNever, WhySeveralBudgets},
+		{"allowed", fixture("p"), one(budgetFor("web", 1)), fleet.AllowNow, ""},
+		{"exhausted", fixture("p"), one(budgetFor("web", 0)), fleet.AllowBlocked, WhyExhausted},
 		{"held by an eviction", fixture("p"), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) {
 			b.Status.DisruptedPods = map[string]metav1.Time{"x": metav1.NewTime(noon)}
-		})), Blocked, WhyHeld},
-		{"not ready, short of healthy ones", fixture("p", notReady), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) { b.Status.CurrentHealthy = 2 })), Blocked, WhyExhausted},
-		{"not ready, always allowed", fixture("p", notReady), one(budgetFor("web", 0, policy(policyv1.AlwaysAllow), func(b *policyv1.PodDisruptionBudget) { b.Status.CurrentHealthy = 2 })), Free, WhyUnhealthy},
-		{"not ready, enough healthy ones", fixture("p", notReady), one(budgetFor("web", 0)), Free, WhyUnhealthy},
-		{"not ready, if healthy", fixture("p", notReady), one(budgetFor("web", 0, policy(policyv1.IfHealthyBudget))), Free, WhyUnhealthy},
-		{"not ready, unknown policy", fixture("p", notReady), one(budgetFor("web", 0, policy("Perhaps"))), Blocked, WhyExhausted},
-		{"not ready, none desired", fixture("p", notReady), one(budgetFor("web", 2, func(b *policyv1.PodDisruptionBudget) { b.Status.DesiredHealthy = 0 })), Now, ""},
-		{"lagging", fixture("p"), one(budgetFor("web", 1, func(b *policyv1.PodDisruptionBudget) { b.Generation = 2 })), Undetermined, WhyLagging},
+		})), fleet.AllowBlocked, WhyHeld},
+		{"not ready, short of healthy ones", fixture("p", notReady), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) { b.Status.CurrentHealthy = 2 })), fleet.AllowBlocked, WhyExhausted},
+		{"not ready, always allowed", fixture("p", notReady), one(budgetFor("web", 0, policy(policyv1.AlwaysAllow), func(b *policyv1.PodDisruptionBudget) { b.Status.CurrentHealthy = 2 })), fleet.AllowFree, WhyUnhealthy},
+		{"not ready, enough healthy ones", fixture("p", notReady), one(budgetFor("web", 0)), fleet.AllowFree, WhyUnhealthy},
+		{"not ready, if healthy", fixture("p", notReady), one(budgetFor("web", 0, policy(policyv1.IfHealthyBudget))), fleet.AllowFree, WhyUnhealthy},
+		{"not ready, unknown policy", fixture("p", notReady), one(budgetFor("web", 0, policy("Perhaps"))), fleet.AllowBlocked, WhyExhausted},
+		{"not ready, none desired", fixture("p", notReady), one(budgetFor("web", 2, func(b *policyv1.PodDisruptionBudget) { b.Status.DesiredHealthy = 0 })), fleet.AllowNow, ""},
+		{"lagging", fixture("p"), one(budgetFor("web", 1, func(b *policyv1.PodDisruptionBudget) { b.Generation = 2 })), fleet.AllowUndetermined, WhyLagging},
 		{"broken", fixture("p"), one(budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) {
 			b.Status.Conditions = []metav1.Condition{{Type: policyv1.DisruptionAllowedCondition, Status: metav1.ConditionFalse, Reason: policyv1.SyncFailedReason, Message: "no scale"}}
-		})), Blocked, WhySyncFailed},
-		{"PV-11 none may be unavailable", fixture("p"), one(budgetFor("web", 0, max(intstr.FromInt32(0)))), Never, WhyMaxUnavailable},
-		{"PV-11 0 % may be unavailable", fixture("p"), one(budgetFor("web", 0, max(intstr.FromString("0%")))), Never, WhyMaxUnavailable},
-		{"PV-11 100 % must be available", fixture("p"), one(budgetFor("web", 0, min(intstr.FromString("100%")))), Never, WhyMinAvailable},
-		{"PV-11 as many as there are", fixture("p"), one(budgetFor("web", 0, min(intstr.FromInt32(5)))), Never, WhyMinAvailable},
-		{"PV-11 as many as there were", fixture("p"), one(budgetFor("web", 0, min(intstr.FromInt32(5)), func(b *policyv1.PodDisruptionBudget) { b.Generation = 2 })), Undetermined, WhyLagging},
-		{"PV-11 a percentage that comes to all", fixture("p"), one(budgetFor("web", 0, min(intstr.FromString("90%")), func(b *policyv1.PodDisruptionBudget) { b.Status.CurrentHealthy = 5 })), Never, WhyFull},
+		})), fleet.AllowBlocked, WhySyncFailed},
+		{"PV-11 none may be unavailable", fixture("p"), one(budgetFor("web", 0, max(intstr.FromInt32(0)))), fleet.AllowNever, WhyMaxUnavailable},
+		{"PV-11 0 % may be unavailable", fixture("p"), one(budgetFor("web", 0, max(intstr.FromString("0%")))), fleet.AllowNever, WhyMaxUnavailable},
+		{"PV-11 100 % must be available", fixture("p"), one(budgetFor("web", 0, min(intstr.FromString("100%")))), fleet.AllowNever, WhyMinAvailable},
+		{"PV-11 as many as there are", fixture("p"), one(budgetFor("web", 0, min(intstr.FromInt32(5)))), fleet.AllowNever, WhyMinAvailable},
+		{"PV-11 as many as there were", fixture("p"), one(budgetFor("web", 0, min(intstr.FromInt32(5)), func(b *policyv1.PodDisruptionBudget) { b.Generation = 2 })), fleet.AllowUndetermined, WhyLagging},
+		{"PV-11 a percentage that comes to all", fixture("p"), one(budgetFor("web", 0, min(intstr.FromString("90%")), func(b *policyv1.PodDisruptionBudget) { b.Status.CurrentHealthy = 5 })), fleet.AllowNever, WhyFull},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -101,23 +103,23 @@ func TestBudgets_Waves(t *testing.T) {
 		fixture("a"), fixture("b"), fixture("sick", notReady), fixture("c"), fixture("d"), fixture("e"), fixture("db", labelled("app", "db")),
 	}
 	got, budgets := Budgets(pods, []policyv1.PodDisruptionBudget{budgetFor("web", 2), budgetFor("db", 0), budgetFor("idle", 0)}, nil)
-	want := []PodBudget{
-		{Allowance: Now, Budgets: []string{"web"}, Wave: 1},
-		{Allowance: Now, Budgets: []string{"web"}, Wave: 1},
-		{Allowance: Free, Why: WhyUnhealthy, Budgets: []string{"web"}},
-		{Allowance: Later, Budgets: []string{"web"}, Wave: 2},
-		{Allowance: Later, Budgets: []string{"web"}, Wave: 2},
-		{Allowance: Later, Budgets: []string{"web"}, Wave: 3},
-		{Allowance: Blocked, Why: WhyExhausted, Budgets: []string{"db"}},
+	want := []fleet.PodBudget{
+		{Allowance: fleet.AllowNow, Budgets: []string{"web"}, Wave: 1},
+		{Allowance: fleet.AllowNow, Budgets: []string{"web"}, Wave: 1},
+		{Allowance: fleet.AllowFree, Why: WhyUnhealthy, Budgets: []string{"web"}},
+		{Allowance: fleet.AllowLater, Budgets: []string{"web"}, Wave: 2},
+		{Allowance: fleet.AllowLater, Budgets: []string{"web"}, Wave: 2},
+		{Allowance: fleet.AllowLater, Budgets: []string{"web"}, Wave: 3},
+		{Allowance: fleet.AllowBlocked, Why: WhyExhausted, Budgets: []string{"db"}},
 	}
 	for i, p := range pods {
 		if diff := cmp.Diff(want[i], got[p.UID]); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", p.Name, diff)
 		}
 	}
-	wantBudgets := []Budget{
-		{Namespace: "shop", Name: "db", MinAvailable: "3", ExpectedPods: 5, DesiredHealthy: 3, CurrentHealthy: 3, Pods: 1, Allowance: Blocked},
-		{Namespace: "shop", Name: "web", MinAvailable: "3", ExpectedPods: 5, DesiredHealthy: 3, CurrentHealthy: 5, Allowed: 2, Pods: 5, Waves: 3, Allowance: Now},
+	wantBudgets := []fleet.Budget{
+		{Namespace: "shop", Name: "db", MinAvailable: "3", ExpectedPods: 5, DesiredHealthy: 3, CurrentHealthy: 3, Pods: 1, Allowance: fleet.AllowBlocked},
+		{Namespace: "shop", Name: "web", MinAvailable: "3", ExpectedPods: 5, DesiredHealthy: 3, CurrentHealthy: 5, Allowed: 2, Pods: 5, Waves: 3, Allowance: fleet.AllowNow},
 	}
 	if diff := cmp.Diff(wantBudgets, budgets); diff != "" {
 		t.Errorf("budgets (-want +got):\n%s", diff)
@@ -129,7 +131,7 @@ func TestBudgets_NotEvaluated(t *testing.T) {
 	t.Parallel()
 	p, q := fixture("a"), fixture("b", func(p *corev1.Pod) { p.Namespace = "bank" })
 	got, _ := Budgets([]*corev1.Pod{p, q}, nil, func(ns string) bool { return ns == "shop" })
-	if got[p.UID].Allowance != Free || got[q.UID].Allowance != NotEvaluated {
+	if got[p.UID].Allowance != fleet.AllowFree || got[q.UID].Allowance != fleet.AllowNotEvaluated {
 		t.Errorf("got %v", got)
 	}
 }

@@ -11,28 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-)
 
-// Verdict is what a drain does with a pod.
-type Verdict string
-
-// The verdicts.
-const (
-	Evict  Verdict = "evict"
-	Ignore Verdict = "ignore" // it stays, and the node counts as drained with it
-	Block  Verdict = "block"  // it needs a consent that was not given
-	Wait   Verdict = "wait"   // it ends by itself
-)
-
-// Consent is what a person must say for pods that do not come back as they were.
-type Consent string
-
-// The consents.
-const (
-	ConsentUnmanaged Consent = "unmanaged"  // pods that nobody makes again
-	ConsentLocalData Consent = "local_data" // what is in emptyDir volumes is lost
-	ConsentForce     Consent = "force"      // pods of a DaemonSet that is gone
-	ConsentOptOut    Consent = "opt_out"    // pods whose owners ask not to be disturbed
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // The codes of reasons: catalogue keys, and what programs look at.
@@ -60,30 +40,9 @@ const (
 	CodeResponders       = "eviction_responders"
 )
 
-// Reason is one thing that is to be said of a pod.
-type Reason struct {
-	ID      string  `json:"id"`                // of the requirement
-	Code    string  `json:"code"`              // what it is
-	Consent Consent `json:"consent,omitempty"` // that it needs
-	Given   bool    `json:"given,omitempty"`   // whether it was given
-	Detail  string  `json:"detail,omitempty"`  // the volume, the owner, the annotation
-}
-
-// Class is the verdict over a pod with every reason, in the order of the rules.
-type Class struct {
-	Verdict Verdict   `json:"verdict"`
-	Reasons []Reason  `json:"reasons"`
-	Needs   []Consent `json:"needs,omitempty"` // consents that are missing
-}
-
-// Has tells whether a reason is among those of the class.
-func (c Class) Has(code string) bool {
-	return slices.ContainsFunc(c.Reasons, func(r Reason) bool { return r.Code == code })
-}
-
 // Policy is what a person chose for a drain. Its zero value consents to nothing and evicts all that needs no consent.
 type Policy struct {
-	Consents []Consent
+	Consents []fleet.Consent
 	// Selector leaves out pods that it does not match; nil matches all. What it leaves out makes a drain partial.
 	Selector labels.Selector
 	// KeepFinished leaves pods that have ended where they are.
@@ -120,7 +79,7 @@ const (
 
 // Classify says what a drain would do with a pod and why. The rules come in kubectl's order; unlike kubectl all of them
 // are looked at, and all that they find is kept.
-func Classify(p *corev1.Pod, pol Policy, look Lookups, now time.Time) Class {
+func Classify(p *corev1.Pod, pol Policy, look Lookups, now time.Time) fleet.PodClass {
 	c := classifier{pod: p, pol: pol, look: look, now: now}
 	c.deleted()
 	c.daemonSet()
@@ -138,12 +97,12 @@ type classifier struct {
 	look Lookups
 	now  time.Time
 
-	reasons             []Reason
+	reasons             []fleet.Reason
 	ignore, block, wait bool
 }
 
-func (c *classifier) class() Class {
-	out := Class{Verdict: Evict, Reasons: c.reasons}
+func (c *classifier) class() fleet.PodClass {
+	out := fleet.PodClass{Verdict: fleet.VerdictEvict, Reasons: c.reasons}
 	for _, r := range c.reasons {
 		if r.Consent != "" && !r.Given && !slices.Contains(out.Needs, r.Consent) {
 			out.Needs = append(out.Needs, r.Consent)
@@ -151,23 +110,23 @@ func (c *classifier) class() Class {
 	}
 	switch {
 	case c.ignore:
-		out.Verdict, out.Needs = Ignore, nil
+		out.Verdict, out.Needs = fleet.VerdictIgnore, nil
 	case c.pod.DeletionTimestamp != nil:
-		out.Verdict, out.Needs = Wait, nil // its end is decided; nobody's consent changes it
+		out.Verdict, out.Needs = fleet.VerdictWait, nil // its end is decided; nobody's consent changes it
 	case c.block || len(out.Needs) > 0:
-		out.Verdict = Block
+		out.Verdict = fleet.VerdictBlock
 	case c.wait:
-		out.Verdict = Wait
+		out.Verdict = fleet.VerdictWait
 	}
 	return out
 }
 
 func (c *classifier) add(id, code, detail string) {
-	c.reasons = append(c.reasons, Reason{ID: id, Code: code, Detail: detail})
+	c.reasons = append(c.reasons, fleet.Reason{ID: id, Code: code, Detail: detail})
 }
 
-func (c *classifier) need(id, code string, consent Consent, detail string) {
-	c.reasons = append(c.reasons, Reason{
+func (c *classifier) need(id, code string, consent fleet.Consent, detail string) {
+	c.reasons = append(c.reasons, fleet.Reason{
 		ID: id, Code: code, Consent: consent, Given: slices.Contains(c.pol.Consents, consent), Detail: detail,
 	})
 }
@@ -207,7 +166,7 @@ func (c *classifier) daemonSet() {
 		c.add("DR-02", CodeDaemonSet, detail)
 		c.ignore = true
 	case Absent:
-		c.need("DR-03", CodeDaemonSetOrphan, ConsentForce, detail)
+		c.need("DR-03", CodeDaemonSetOrphan, fleet.ConsentForce, detail)
 	default:
 		c.add("DR-02", CodeDaemonSetUnknown, detail)
 		c.block = true
@@ -253,7 +212,7 @@ func (c *classifier) localData() {
 			if v.EmptyDir.SizeLimit != nil {
 				detail += ", at most " + v.EmptyDir.SizeLimit.String()
 			}
-			c.need("DR-07", CodeEmptyDir, ConsentLocalData, detail)
+			c.need("DR-07", CodeEmptyDir, fleet.ConsentLocalData, detail)
 		case v.Ephemeral != nil || v.CSI != nil:
 			c.add("DR-08", CodeEphemeralVolume, v.Name)
 		case v.HostPath != nil:
@@ -269,7 +228,7 @@ func (c *classifier) localData() {
 // unmanaged is DR-06: any controller counts, known or not.
 func (c *classifier) unmanaged() {
 	if !ended(c.pod) && metav1.GetControllerOf(c.pod) == nil {
-		c.need("DR-06", CodeUnmanaged, ConsentUnmanaged, "")
+		c.need("DR-06", CodeUnmanaged, fleet.ConsentUnmanaged, "")
 	}
 }
 
@@ -300,16 +259,16 @@ func (c *classifier) rest() {
 func (c *classifier) optOut() {
 	switch v := c.pod.Labels[capiDrain]; strings.ToLower(v) {
 	case "skip":
-		c.need("DR-14", CodeOptOut, ConsentOptOut, capiDrain+"="+v)
+		c.need("DR-14", CodeOptOut, fleet.ConsentOptOut, capiDrain+"="+v)
 	case "wait-completed":
 		c.add("DR-14", CodeWaitCompleted, capiDrain+"="+v)
-		c.wait = !slices.Contains(c.pol.Consents, ConsentOptOut)
+		c.wait = !slices.Contains(c.pol.Consents, fleet.ConsentOptOut)
 	}
 	if v := c.pod.Annotations[karpenterKeep]; v != "" && c.protected(v) {
-		c.need("DR-14", CodeOptOut, ConsentOptOut, fmt.Sprintf("%s=%s", karpenterKeep, plain(v)))
+		c.need("DR-14", CodeOptOut, fleet.ConsentOptOut, fmt.Sprintf("%s=%s", karpenterKeep, plain(v)))
 	}
 	if c.pod.Annotations[casSafe] == "false" {
-		c.need("DR-14", CodeOptOut, ConsentOptOut, casSafe+"=false")
+		c.need("DR-14", CodeOptOut, fleet.ConsentOptOut, casSafe+"=false")
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -77,58 +79,58 @@ func presence(x Presence) Lookups {
 // TestClassify is the table of operations §1.1.
 func TestClassify(t *testing.T) {
 	t.Parallel()
-	all := []Consent{ConsentUnmanaged, ConsentLocalData, ConsentForce, ConsentOptOut}
+	all := []fleet.Consent{fleet.ConsentUnmanaged, fleet.ConsentLocalData, fleet.ConsentForce, fleet.ConsentOptOut}
 	size := resource.MustParse("1Gi")
 	for _, tt := range []struct {
 		name    string
 		pod     *corev1.Pod
 		policy  Policy
 		look    Lookups
-		verdict Verdict
+		verdict fleet.Verdict
 		codes   []string
-		needs   []Consent
+		needs   []fleet.Consent
 	}{
-		{name: "plain", pod: fixture("p"), verdict: Evict},
-		{name: "DR-01 mirror", pod: fixture("p", annotated(corev1.MirrorPodAnnotationKey, "x"), ownedBy("v1", "Node", "n1")), verdict: Ignore, codes: []string{CodeMirror}},
-		{name: "DR-01 mirror by annotation alone, with local data", pod: fixture("p", orphan, scratch, annotated(corev1.MirrorPodAnnotationKey, "x")), verdict: Ignore, codes: []string{CodeMirror, CodeEmptyDir, CodeUnmanaged}},
-		{name: "DR-02 daemon", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds")), look: presence(Present), verdict: Ignore, codes: []string{CodeDaemonSet}},
-		{name: "DR-02 daemon with local data and a wish", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds"), scratch, annotated(casSafe, "false")), look: presence(Present), verdict: Ignore, codes: []string{CodeDaemonSet, CodeEmptyDir, CodeOptOut}},
-		{name: "DR-02 nobody has looked, and no consent helps", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds")), policy: Policy{Consents: all}, verdict: Block, codes: []string{CodeDaemonSetUnknown}},
-		{name: "DR-03 orphan", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds")), look: presence(Absent), verdict: Block, codes: []string{CodeDaemonSetOrphan}, needs: []Consent{ConsentForce}},
-		{name: "DR-03 orphan, forced", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds")), look: presence(Absent), policy: Policy{Consents: []Consent{ConsentForce}}, verdict: Evict, codes: []string{CodeDaemonSetOrphan}},
-		{name: "DR-04 foreign group", pod: fixture("p", ownedBy("apps.kruise.io/v1alpha1", "DaemonSet", "ds")), verdict: Ignore, codes: []string{CodeDaemonSetForeign}},
-		{name: "DR-04 foreign kind", pod: fixture("p", ownedBy("example.com/v1", "AdvancedDaemonSet", "ds")), verdict: Ignore, codes: []string{CodeDaemonSetForeign}},
-		{name: "DR-05 finished passes every gate", pod: fixture("p", orphan, scratch, phase(corev1.PodSucceeded), annotated(casSafe, "false")), verdict: Evict, codes: []string{CodeFinished}},
-		{name: "DR-05 finished daemon", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds"), phase(corev1.PodFailed)), verdict: Evict, codes: []string{CodeFinished}},
-		{name: "DR-05 kept", pod: fixture("p", phase(corev1.PodSucceeded)), policy: Policy{KeepFinished: true}, verdict: Ignore, codes: []string{CodeFinishedKept}},
-		{name: "DR-06 unmanaged", pod: fixture("p", orphan), verdict: Block, codes: []string{CodeUnmanaged}, needs: []Consent{ConsentUnmanaged}},
-		{name: "DR-06 consented", pod: fixture("p", orphan), policy: Policy{Consents: []Consent{ConsentUnmanaged}}, verdict: Evict, codes: []string{CodeUnmanaged}},
-		{name: "DR-06 any controller counts", pod: fixture("p", ownedBy("example.com/v1", "Anything", "x")), verdict: Evict},
-		{name: "DR-06 an owner that controls nothing", pod: fixture("p", func(p *corev1.Pod) { p.OwnerReferences[0].Controller = nil }), verdict: Block, codes: []string{CodeUnmanaged}, needs: []Consent{ConsentUnmanaged}},
-		{name: "DR-07 local data, each volume", pod: fixture("p", scratch, volume("mem", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &size}})), verdict: Block, codes: []string{CodeEmptyDir, CodeEmptyDir}, needs: []Consent{ConsentLocalData}},
-		{name: "DR-07 one consent is not the other", pod: fixture("p", orphan, scratch), policy: Policy{Consents: []Consent{ConsentUnmanaged}}, verdict: Block, codes: []string{CodeEmptyDir, CodeUnmanaged}, needs: []Consent{ConsentLocalData}},
-		{name: "DR-08 ephemeral volumes warn", pod: fixture("p", volume("e", corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}), volume("c", corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{}})), verdict: Evict, codes: []string{CodeEphemeralVolume, CodeEphemeralVolume}},
-		{name: "DR-09 host path and pinned volume warn", pod: fixture("p", volume("h", corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/data"}}), volume("v", corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}})), look: Lookups{Pinned: func(string, string) string { return "n1" }}, verdict: Evict, codes: []string{CodeHostPath, CodePinnedVolume}},
-		{name: "DR-10 terminating, whatever it is", pod: fixture("p", orphan, scratch, deleted(0)), verdict: Wait, codes: []string{CodeTerminating, CodeEmptyDir, CodeUnmanaged}},
-		{name: "DR-11 not stuck yet", pod: fixture("p", deleted(time.Minute)), policy: Policy{SkipStuck: time.Minute}, verdict: Wait, codes: []string{CodeTerminating}},
-		{name: "DR-11 stuck", pod: fixture("p", deleted(time.Minute+time.Second)), policy: Policy{SkipStuck: time.Minute}, verdict: Ignore, codes: []string{CodeTerminating, CodeStuck}},
-		{name: "DR-11 by default waited for", pod: fixture("p", deleted(24*time.Hour)), verdict: Wait, codes: []string{CodeTerminating}},
-		{name: "DR-12 pending", pod: fixture("p", phase(corev1.PodPending)), verdict: Evict, codes: []string{CodePending}},
-		{name: "DR-13 excluded", pod: fixture("p"), policy: Policy{Selector: labels.SelectorFromSet(labels.Set{"app": "db"})}, verdict: Ignore, codes: []string{CodeExcluded}},
-		{name: "DR-14 skip, in any case", pod: fixture("p", labelled(capiDrain, "Skip")), verdict: Block, codes: []string{CodeOptOut}, needs: []Consent{ConsentOptOut}},
-		{name: "DR-14 wait-completed", pod: fixture("p", labelled(capiDrain, "Wait-Completed")), verdict: Wait, codes: []string{CodeWaitCompleted}},
-		{name: "DR-14 wait-completed passed over", pod: fixture("p", labelled(capiDrain, "wait-completed")), policy: Policy{Consents: []Consent{ConsentOptOut}}, verdict: Evict, codes: []string{CodeWaitCompleted}},
-		{name: "DR-14 wait-completed and completed", pod: fixture("p", labelled(capiDrain, "wait-completed"), phase(corev1.PodSucceeded)), verdict: Evict, codes: []string{CodeFinished}},
-		{name: "DR-14 do-not-disrupt", pod: fixture("p", annotated(karpenterKeep, "true")), verdict: Block, codes: []string{CodeOptOut}, needs: []Consent{ConsentOptOut}},
-		{name: "DR-14 do-not-disrupt for a time", pod: fixture("p", annotated(karpenterKeep, "61m")), verdict: Block, codes: []string{CodeOptOut}, needs: []Consent{ConsentOptOut}},
-		{name: "DR-14 do-not-disrupt is over", pod: fixture("p", annotated(karpenterKeep, "59m")), verdict: Evict},
-		{name: "DR-14 safe-to-evict", pod: fixture("p", annotated(casSafe, "false")), policy: Policy{Consents: []Consent{ConsentOptOut}}, verdict: Evict, codes: []string{CodeOptOut}},
-		{name: "DR-14 safe-to-evict, true", pod: fixture("p", annotated(casSafe, "true")), verdict: Evict},
-		{name: "DR-15 tolerates everything", pod: fixture("p", tolerating(corev1.Toleration{Operator: corev1.TolerationOpExists})), verdict: Evict, codes: []string{CodeReturns}},
-		{name: "DR-15 tolerates the cordon", pod: fixture("p", tolerating(corev1.Toleration{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule})), verdict: Evict, codes: []string{CodeReturns}},
-		{name: "DR-15 tolerates something else", pod: fixture("p", tolerating(corev1.Toleration{Key: "gpu", Operator: corev1.TolerationOpExists}, corev1.Toleration{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute})), verdict: Evict},
-		{name: "DR-16 self", pod: fixture("p"), policy: Policy{Self: types.NamespacedName{Namespace: "shop", Name: "p"}}, verdict: Evict, codes: []string{CodeSelf}},
-		{name: "DR-17 responders", pod: fixture("p", func(p *corev1.Pod) { p.Spec.EvictionResponders = []corev1.EvictionResponder{{Name: "example.com/r"}} }), verdict: Evict, codes: []string{CodeResponders}},
+		{name: "plain", pod: fixture("p"), verdict: fleet.VerdictEvict},
+		{name: "DR-01 mirror", pod: fixture("p", annotated(corev1.MirrorPodAnnotationKey, "x"), ownedBy("v1", "Node", "n1")), verdict: fleet.VerdictIgnore, codes: []string{CodeMirror}},
+		{name: "DR-01 mirror by annotation alone, with local data", pod: fixture("p", orphan, scratch, annotated(corev1.MirrorPodAnnotationKey, "x")), verdict: fleet.VerdictIgnore, codes: []string{CodeMirror, CodeEmptyDir, CodeUnmanaged}},
+		{name: "DR-02 daemon", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds")), look: presence(Present), verdict: fleet.VerdictIgnore, codes: []string{CodeDaemonSet}},
+		{name: "DR-02 daemon with local data and a wish", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds"), scratch, annotated(casSafe, "false")), look: presence(Present), verdict: fleet.VerdictIgnore, codes: []string{CodeDaemonSet, CodeEmptyDir, CodeOptOut}},
+		{name: "DR-02 nobody has looked, and no consent helps", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds")), policy: Policy{Consents: all}, verdict: fleet.VerdictBlock, codes: []string{CodeDaemonSetUnknown}},
+		{name: "DR-03 orphan", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds")), look: presence(Absent), verdict: fleet.VerdictBlock, codes: []string{CodeDaemonSetOrphan}, needs: []fleet.Consent{fleet.ConsentForce}},
+		{name: "DR-03 orphan, forced", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds")), look: presence(Absent), policy: Policy{Consents: []fleet.Consent{fleet.ConsentForce}}, verdict: fleet.VerdictEvict, codes: []string{CodeDaemonSetOrphan}},
+		{name: "DR-04 foreign group", pod: fixture("p", ownedBy("apps.kruise.io/v1alpha1", "DaemonSet", "ds")), verdict: fleet.VerdictIgnore, codes: []string{CodeDaemonSetForeign}},
+		{name: "DR-04 foreign kind", pod: fixture("p", ownedBy("example.com/v1", "AdvancedDaemonSet", "ds")), verdict: fleet.VerdictIgnore, codes: []string{CodeDaemonSetForeign}},
+		{name: "DR-05 finished passes every gate", pod: fixture("p", orphan, scratch, phase(corev1.PodSucceeded), annotated(casSafe, "false")), verdict: fleet.VerdictEvict, codes: []string{CodeFinished}},
+		{name: "DR-05 finished daemon", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "ds"), phase(corev1.PodFailed)), verdict: fleet.VerdictEvict, codes: []string{CodeFinished}},
+		{name: "DR-05 kept", pod: fixture("p", phase(corev1.PodSucceeded)), policy: Policy{KeepFinished: true}, verdict: fleet.VerdictIgnore, codes: []string{CodeFinishedKept}},
+		{name: "DR-06 unmanaged", pod: fixture("p", orphan), verdict: fleet.VerdictBlock, codes: []string{CodeUnmanaged}, needs: []fleet.Consent{fleet.ConsentUnmanaged}},
+		{name: "DR-06 consented", pod: fixture("p", orphan), policy: Policy{Consents: []fleet.Consent{fleet.ConsentUnmanaged}}, verdict: fleet.VerdictEvict, codes: []string{CodeUnmanaged}},
+		{name: "DR-06 any controller counts", pod: fixture("p", ownedBy("example.com/v1", "Anything", "x")), verdict: fleet.VerdictEvict},
+		{name: "DR-06 an owner that controls nothing", pod: fixture("p", func(p *corev1.Pod) { p.OwnerReferences[0].Controller = nil }), verdict: fleet.VerdictBlock, codes: []string{CodeUnmanaged}, needs: []fleet.Consent{fleet.ConsentUnmanaged}},
+		{name: "DR-07 local data, each volume", pod: fixture("p", scratch, volume("mem", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &size}})), verdict: fleet.VerdictBlock, codes: []string{CodeEmptyDir, CodeEmptyDir}, needs: []fleet.Consent{fleet.ConsentLocalData}},
+		{name: "DR-07 one consent is not the other", pod: fixture("p", orphan, scratch), policy: Policy{Consents: []fleet.Consent{fleet.ConsentUnmanaged}}, verdict: fleet.VerdictBlock, codes: []string{CodeEmptyDir, CodeUnmanaged}, needs: []fleet.Consent{fleet.ConsentLocalData}},
+		{name: "DR-08 ephemeral volumes warn", pod: fixture("p", volume("e", corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}), volume("c", corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{}})), verdict: fleet.VerdictEvict, codes: []string{CodeEphemeralVolume, CodeEphemeralVolume}},
+		{name: "DR-09 host path and pinned volume warn", pod: fixture("p", volume("h", corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/data"}}), volume("v", corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}})), look: Lookups{Pinned: func(string, string) string { return "n1" }}, verdict: fleet.VerdictEvict, codes: []string{CodeHostPath, CodePinnedVolume}},
+		{name: "DR-10 terminating, whatever it is", pod: fixture("p", orphan, scratch, deleted(0)), verdict: fleet.VerdictWait, codes: []string{CodeTerminating, CodeEmptyDir, CodeUnmanaged}},
+		{name: "DR-11 not stuck yet", pod: fixture("p", deleted(time.Minute)), policy: Policy{SkipStuck: time.Minute}, verdict: fleet.VerdictWait, codes: []string{CodeTerminating}},
+		{name: "DR-11 stuck", pod: fixture("p", deleted(time.Minute+time.Second)), policy: Policy{SkipStuck: time.Minute}, verdict: fleet.VerdictIgnore, codes: []string{CodeTerminating, CodeStuck}},
+		{name: "DR-11 by default waited for", pod: fixture("p", deleted(24*time.Hour)), verdict: fleet.VerdictWait, codes: []string{CodeTerminating}},
+		{name: "DR-12 pending", pod: fixture("p", phase(corev1.PodPending)), verdict: fleet.VerdictEvict, codes: []string{CodePending}},
+		{name: "DR-13 excluded", pod: fixture("p"), policy: Policy{Selector: labels.SelectorFromSet(labels.Set{"app": "db"})}, verdict: fleet.VerdictIgnore, codes: []string{CodeExcluded}},
+		{name: "DR-14 skip, in any case", pod: fixture("p", labelled(capiDrain, "Skip")), verdict: fleet.VerdictBlock, codes: []string{CodeOptOut}, needs: []fleet.Consent{fleet.ConsentOptOut}},
+		{name: "DR-14 wait-completed", pod: fixture("p", labelled(capiDrain, "Wait-Completed")), verdict: fleet.VerdictWait, codes: []string{CodeWaitCompleted}},
+		{name: "DR-14 wait-completed passed over", pod: fixture("p", labelled(capiDrain, "wait-completed")), policy: Policy{Consents: []fleet.Consent{fleet.ConsentOptOut}}, verdict: fleet.VerdictEvict, codes: []string{CodeWaitCompleted}},
+		{name: "DR-14 wait-completed and completed", pod: fixture("p", labelled(capiDrain, "wait-completed"), phase(corev1.PodSucceeded)), verdict: fleet.VerdictEvict, codes: []string{CodeFinished}},
+		{name: "DR-14 do-not-disrupt", pod: fixture("p", annotated(karpenterKeep, "true")), verdict: fleet.VerdictBlock, codes: []string{CodeOptOut}, needs: []fleet.Consent{fleet.ConsentOptOut}},
+		{name: "DR-14 do-not-disrupt for a time", pod: fixture("p", annotated(karpenterKeep, "61m")), verdict: fleet.VerdictBlock, codes: []string{CodeOptOut}, needs: []fleet.Consent{fleet.ConsentOptOut}},
+		{name: "DR-14 do-not-disrupt is over", pod: fixture("p", annotated(karpenterKeep, "59m")), verdict: fleet.VerdictEvict},
+		{name: "DR-14 safe-to-evict", pod: fixture("p", annotated(casSafe, "false")), policy: Policy{Consents: []fleet.Consent{fleet.ConsentOptOut}}, verdict: fleet.VerdictEvict, codes: []string{CodeOptOut}},
+		{name: "DR-14 safe-to-evict, true", pod: fixture("p", annotated(casSafe, "true")), verdict: fleet.VerdictEvict},
+		{name: "DR-15 tolerates everything", pod: fixture("p", tolerating(corev1.Toleration{Operator: corev1.TolerationOpExists})), verdict: fleet.VerdictEvict, codes: []string{CodeReturns}},
+		{name: "DR-15 tolerates the cordon", pod: fixture("p", tolerating(corev1.Toleration{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule})), verdict: fleet.VerdictEvict, codes: []string{CodeReturns}},
+		{name: "DR-15 tolerates something else", pod: fixture("p", tolerating(corev1.Toleration{Key: "gpu", Operator: corev1.TolerationOpExists}, corev1.Toleration{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute})), verdict: fleet.VerdictEvict},
+		{name: "DR-16 self", pod: fixture("p"), policy: Policy{Self: types.NamespacedName{Namespace: "shop", Name: "p"}}, verdict: fleet.VerdictEvict, codes: []string{CodeSelf}},
+		{name: "DR-17 responders", pod: fixture("p", func(p *corev1.Pod) { p.Spec.EvictionResponders = []corev1.EvictionResponder{{Name: "example.com/r"}} }), verdict: fleet.VerdictEvict, codes: []string{CodeResponders}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -221,27 +223,27 @@ func TestClassify_KubectlPodSet(t *testing.T) {
 				}
 				pol := Policy{}
 				if force {
-					pol.Consents = append(pol.Consents, ConsentForce, ConsentUnmanaged)
+					pol.Consents = append(pol.Consents, fleet.ConsentForce, fleet.ConsentUnmanaged)
 				}
 				if emptyDir {
-					pol.Consents = append(pol.Consents, ConsentLocalData)
+					pol.Consents = append(pol.Consents, fleet.ConsentLocalData)
 				}
 				for _, skip := range []time.Duration{0, time.Minute} {
 					pol.SkipStuck = skip
 					del, fatal := kubectlDeletes(p, found, force, emptyDir, skip)
-					want := Ignore
+					want := fleet.VerdictIgnore
 					switch {
 					case del && p.DeletionTimestamp != nil, fatal && p.DeletionTimestamp != nil:
-						want = Wait
+						want = fleet.VerdictWait
 					case del:
-						want = Evict
+						want = fleet.VerdictEvict
 					case fatal:
-						want = Block
+						want = fleet.VerdictBlock
 					}
 					got := Classify(p, pol, presence(found), noon).Verdict
 					// kubectl stops at the first filter that says no, so a mirror pod of nobody's DaemonSet is fatal.
 					if p.Annotations[corev1.MirrorPodAnnotationKey] != "" {
-						want = Ignore
+						want = fleet.VerdictIgnore
 					}
 					checked++
 					if got != want {

@@ -59,7 +59,7 @@ type Job struct {
 	Cordon  func(context.Context) error
 	Options Options
 	// Events gets every transition, in order, from one goroutine; it must not block. Nil drops them.
-	Events func(Event)
+	Events func(fleet.DrainEvent)
 	Logger *slog.Logger
 
 	patience time.Duration // of tests, in the place of firstRetry
@@ -97,14 +97,14 @@ func Drain(ctx context.Context, job Job) (Result, error) {
 
 // prepare does everything that comes before the first eviction.
 func (d *drain) prepare(ctx context.Context) {
-	d.enter(NodeChecking, "")
+	d.enter(fleet.DrainChecking, "")
 	if err := d.check(ctx); err != nil {
 		d.failed(ctx, err)
 	}
 	if d.final {
 		return
 	}
-	d.enter(NodeCordoning, "")
+	d.enter(fleet.DrainCordoning, "")
 	if err := d.job.Cordon(ctx); err != nil {
 		d.failed(ctx, fmt.Errorf("cordoning: %w", err))
 		return
@@ -115,15 +115,15 @@ func (d *drain) prepare(ctx context.Context) {
 // failed ends a drain that evicted nothing.
 func (d *drain) failed(ctx context.Context, err error) {
 	if ctx.Err() != nil {
-		d.end(NodeCancelled, "", ctx.Err())
+		d.end(fleet.DrainCancelled, "", ctx.Err())
 		return
 	}
-	d.end(NodeFailed, plain(kube.Reason(err)), err)
+	d.end(fleet.DrainFailed, plain(kube.Reason(err)), err)
 }
 
 // check looks at the node, at what we may do, and at what its pods need, before anything is touched.
 func (d *drain) check(ctx context.Context) error {
-	if g := d.job.Options.Grace; g != nil && (*g < 0 || *g == 0 && !slices.Contains(d.job.Options.Consents, ConsentForce)) {
+	if g := d.job.Options.Grace; g != nil && (*g < 0 || *g == 0 && !slices.Contains(d.job.Options.Consents, fleet.ConsentForce)) {
 		return fleet.Invalid("grace", "must be at least one second")
 	}
 	node := &corev1.Node{}
@@ -135,14 +135,14 @@ func (d *drain) check(ctx context.Context) error {
 	})
 	switch {
 	case errors.Is(err, fleet.ErrNotFound):
-		d.end(NodeNotFound, "", err)
+		d.end(fleet.DrainGone, "", err)
 		return nil
 	case err != nil:
 		return fmt.Errorf("reading the node: %w", err)
 	case d.job.UID == "":
 		d.job.UID = string(node.UID)
 	case d.job.UID != string(node.UID):
-		d.end(NodeOther, "", fmt.Errorf("another node has the name: %w", fleet.ErrConflict))
+		d.end(fleet.DrainReplaced, "", fmt.Errorf("another node has the name: %w", fleet.ErrConflict))
 		return nil
 	}
 	err = again(ctx, func() error { return d.permitted(ctx) })
@@ -192,13 +192,13 @@ func (d *drain) permitted(ctx context.Context) error {
 func (d *drain) blocked() bool {
 	n := 0
 	for _, p := range d.pods {
-		if p.state == PodBlocked {
+		if p.state == fleet.PodBlocked {
 			n++
 		}
 	}
 	if n > 0 {
 		why := fmt.Sprintf("%d pods need a consent", n)
-		d.end(NodeBlocked, why, fmt.Errorf("%s: %w", why, fleet.ErrBlocked))
+		d.end(fleet.DrainBlocked, why, fmt.Errorf("%s: %w", why, fleet.ErrBlocked))
 	}
 	return n > 0
 }

@@ -63,7 +63,7 @@ type drainage struct {
 	err    error
 
 	mu     sync.Mutex // guards events and more
-	events []Event
+	events []fleet.DrainEvent
 	more   chan struct{} // closed when there is another event
 }
 
@@ -80,7 +80,7 @@ func (b *bench) start(node *corev1.Node, change ...func(*Job)) *drainage {
 			return kube.Error(err)
 		},
 		Options: Options{Timeout: 2 * time.Minute},
-		Events: func(e Event) {
+		Events: func(e fleet.DrainEvent) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.events = append(d.events, e)
@@ -100,7 +100,7 @@ func (b *bench) start(node *corev1.Node, change ...func(*Job)) *drainage {
 }
 
 // wait returns the first event that is as wanted, past ones included.
-func (d *drainage) wait(what string, want func(Event) bool) Event {
+func (d *drainage) wait(what string, want func(fleet.DrainEvent) bool) fleet.DrainEvent {
 	d.t.Helper()
 	for at := 0; ; {
 		d.mu.Lock()
@@ -124,14 +124,14 @@ func (d *drainage) wait(what string, want func(Event) bool) Event {
 }
 
 // pod waits until a pod is in a state.
-func (d *drainage) pod(name string, s PodState) PodProgress {
+func (d *drainage) pod(name string, s fleet.PodState) fleet.PodProgress {
 	d.t.Helper()
-	e := d.wait(fmt.Sprintf("%s %s", name, s), func(e Event) bool { return e.Pod != nil && e.Pod.Name == name && e.Pod.State == s })
+	e := d.wait(fmt.Sprintf("%s %s", name, s), func(e fleet.DrainEvent) bool { return e.Pod != nil && e.Pod.Name == name && e.Pod.State == s })
 	return *e.Pod
 }
 
 // end waits for the drain's end and checks what it came to.
-func (d *drainage) end(s NodeState, kind error) Result {
+func (d *drainage) end(s fleet.DrainState, kind error) Result {
 	d.t.Helper()
 	<-d.done
 	if d.result.State != s || !errors.Is(d.err, kind) {
@@ -189,7 +189,7 @@ func (b *bench) evictions() map[string]string {
 }
 
 // consenting gives consents.
-func consenting(c ...Consent) func(*Job) { return func(j *Job) { j.Options.Consents = c } }
+func consenting(c ...fleet.Consent) func(*Job) { return func(j *Job) { j.Options.Consents = c } }
 
 // patient has a refusal wait by the clock longer than any test, and hasty hardly at all.
 func patient(j *Job) { j.patience = time.Hour }
@@ -246,14 +246,14 @@ func TestDrain_PlanIsWhatHappens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pol := Policy{Consents: []Consent{ConsentUnmanaged, ConsentLocalData}}
+	pol := Policy{Consents: []fleet.Consent{fleet.ConsentUnmanaged, fleet.ConsentLocalData}}
 	plan := NewPlan(reading, []Target{{node.Name, string(node.UID)}}, pol, time.Now())
 	want, stay := map[string]string{}, []string{}
 	for _, p := range plan.Nodes[0].Pods {
 		switch p.Verdict {
-		case Evict:
+		case fleet.VerdictEvict:
 			want[p.UID] = p.Name
-		case Ignore:
+		case fleet.VerdictIgnore:
 			stay = append(stay, p.Name)
 		default:
 			t.Errorf("%s is to %s", p.Name, p.Verdict)
@@ -263,7 +263,7 @@ func TestDrain_PlanIsWhatHappens(t *testing.T) {
 		t.Fatalf("missing %v, estimate %+v, evict %v, stay %v", reading.Missing, plan.Estimate, want, stay)
 	}
 
-	res := b.start(node, consenting(pol.Consents...)).end(NodeDrained, nil)
+	res := b.start(node, consenting(pol.Consents...)).end(fleet.DrainDone, nil)
 	if got := b.evictions(); !equal(got, want) || res.Evicted != len(want) {
 		t.Errorf("evicted %d: %v\nplanned %v", res.Evicted, got, want)
 	}
@@ -272,7 +272,7 @@ func TestDrain_PlanIsWhatHappens(t *testing.T) {
 		t.Errorf("on the node are %v, planned %v", got, stay)
 	}
 	for _, p := range res.Pods {
-		if evicted := want[p.UID] != ""; evicted != (p.State == PodGone) {
+		if evicted := want[p.UID] != ""; evicted != (p.State == fleet.PodGone) {
 			t.Errorf("%s is %s", p.Name, p.State)
 		}
 	}
@@ -311,7 +311,7 @@ func TestDrain_BudgetBlocksThenRelaxed(t *testing.T) {
 		node = nodes[1]
 	}
 	d := b.start(node, patient) // only the budget's own move can help
-	got := d.pod(pods[0].Name, PodBlockedByPDB)
+	got := d.pod(pods[0].Name, fleet.PodBlockedByPDB)
 	if got.HTTP != http.StatusTooManyRequests || got.Needed != 2 || got.Healthy != 2 || !slices.Equal(got.Budgets, []string{pdb.Name}) || got.Message == "" || got.Until == nil {
 		t.Errorf("blocked: %+v", got)
 	}
@@ -319,7 +319,7 @@ func TestDrain_BudgetBlocksThenRelaxed(t *testing.T) {
 		t.Errorf("%d evictions were accepted", n)
 	}
 	b.c.Scale(t, web, 3)
-	d.end(NodeDrained, nil)
+	d.end(fleet.DrainDone, nil)
 	if got := b.evictions(); len(got) == 0 || got[string(pods[0].UID)] == "" {
 		t.Errorf("evicted %v", got)
 	}
@@ -335,7 +335,7 @@ func TestDrain_SeveralBudgets(t *testing.T) {
 	one, two := b.c.PDB(t, ns, "web", "0"), b.c.PDB(t, ns, "web", "0")
 	pod := b.podOn(ns, "web", node.Name)
 	d := b.start(node, patient)
-	got := d.pod(pod.Name, PodBlockedByPDBs)
+	got := d.pod(pod.Name, fleet.PodBlockedByPDBs)
 	want := []string{one.Name, two.Name}
 	slices.Sort(want)
 	if got.HTTP != http.StatusInternalServerError || !slices.Equal(got.Budgets, want) {
@@ -344,7 +344,7 @@ func TestDrain_SeveralBudgets(t *testing.T) {
 	if err := b.c.Client().PolicyV1().PodDisruptionBudgets(ns).Delete(t.Context(), two.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	d.end(NodeDrained, nil)
+	d.end(fleet.DrainDone, nil)
 }
 
 // TestDrain_Consent is edge cases 23 and 24: nothing is touched.
@@ -355,19 +355,19 @@ func TestDrain_Consent(t *testing.T) {
 	node := b.c.Node(t, kubetest.NodeSpec{})
 	b.c.Deployment(t, 2, kubetest.PodSpec{Namespace: ns, Name: "web"})
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "lone", Node: node.Name, EmptyDir: true})
-	for name, consents := range map[string][]Consent{"none": nil, "one": {ConsentUnmanaged}, "the other": {ConsentLocalData}} {
+	for name, consents := range map[string][]fleet.Consent{"none": nil, "one": {fleet.ConsentUnmanaged}, "the other": {fleet.ConsentLocalData}} {
 		d := b.start(node, consenting(consents...))
-		if res := d.end(NodeBlocked, fleet.ErrBlocked); res.Cordoned {
+		if res := d.end(fleet.DrainBlocked, fleet.ErrBlocked); res.Cordoned {
 			t.Errorf("%s: it was cordoned", name)
 		}
-		if got := d.pod("lone", PodBlocked); len(got.Reasons) != 2 {
+		if got := d.pod("lone", fleet.PodBlocked); len(got.Reasons) != 2 {
 			t.Errorf("%s: reasons %+v", name, got.Reasons)
 		}
 	}
 	if w := b.c.AuditLog(t).Writes(b.mark, "nodes", kubetest.ByAgent(b.agent)); len(w) != 0 || len(b.evictions()) != 0 {
 		t.Errorf("written: %v, %v", w, b.evictions())
 	}
-	b.start(node, consenting(ConsentUnmanaged, ConsentLocalData)).end(NodeDrained, nil)
+	b.start(node, consenting(fleet.ConsentUnmanaged, fleet.ConsentLocalData)).end(fleet.DrainDone, nil)
 }
 
 // TestDrain_TwinIsNotEvicted is edge cases 9 and 11: the pod of a StatefulSet is made again elsewhere while its eviction
@@ -385,11 +385,11 @@ func TestDrain_TwinIsNotEvicted(t *testing.T) {
 		node = nodes[1]
 	}
 	d := b.start(node)
-	d.pod("db-0", PodBlockedByPDB)
+	d.pod("db-0", fleet.PodBlockedByPDB)
 	if err := b.c.Client().CoreV1().Pods(ns).Delete(t.Context(), "db-0", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	d.end(NodeDrained, nil)
+	d.end(fleet.DrainDone, nil)
 	twin := b.c.WaitPod(t, ns, "db-0", func(p *corev1.Pod) bool { return p != nil && p.UID != pod.UID && ready(p) })
 	if twin.DeletionTimestamp != nil || len(b.evictions()) != 0 {
 		t.Errorf("the twin is %v, evicted %v", twin.Status.Phase, b.evictions())
@@ -413,15 +413,15 @@ func TestDrain_Terminating(t *testing.T) {
 	if err := b.c.Client().CoreV1().Pods(ns).Delete(t.Context(), "held", metav1.DeleteOptions{GracePeriodSeconds: new(int64(1))}); err != nil {
 		t.Fatal(err)
 	}
-	res := b.start(node, func(j *Job) { j.Options.SkipStuck = time.Second }).end(NodePartial, nil)
-	if p := res.Pods[0]; p.State != PodIgnored || !slices.ContainsFunc(p.Reasons, func(r Reason) bool { return r.Code == CodeStuck && r.Detail != "" }) {
+	res := b.start(node, func(j *Job) { j.Options.SkipStuck = time.Second }).end(fleet.DrainPartial, nil)
+	if p := res.Pods[0]; p.State != fleet.PodIgnored || !slices.ContainsFunc(p.Reasons, func(r fleet.Reason) bool { return r.Code == CodeStuck && r.Detail != "" }) {
 		t.Errorf("the stuck pod is %+v", p)
 	}
 	d := b.start(node)
-	d.pod("held", PodTerminating)
-	d.wait("the wait", func(e Event) bool { return e.NodeState == NodeTerminating })
+	d.pod("held", fleet.PodTerminating)
+	d.wait("the wait", func(e fleet.DrainEvent) bool { return e.NodeState == fleet.DrainTerminating })
 	free()
-	d.end(NodeDrained, nil)
+	d.end(fleet.DrainDone, nil)
 	if got := b.evictions(); len(got) != 0 {
 		t.Errorf("evicted %v", got)
 	}
@@ -436,7 +436,7 @@ func TestDrain_TimesOut(t *testing.T) {
 	b.c.Deployment(t, 1, kubetest.PodSpec{Namespace: ns, Name: "web"})
 	b.c.PDB(t, ns, "web", "1")
 	pod := b.podOn(ns, "web", node.Name)
-	res := b.start(node, within(4*time.Second)).end(NodeTimedOut, fleet.ErrBlocked)
+	res := b.start(node, within(4*time.Second)).end(fleet.DrainTimedOut, fleet.ErrBlocked)
 	if !res.Cordoned || res.Message == "" {
 		t.Errorf("result %+v", res)
 	}
@@ -457,11 +457,11 @@ func TestDrain_CancelAndAgain(t *testing.T) {
 	pdb := b.c.PDB(t, ns, "web", "4")
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "lone", Node: nodes[0].Name})
 	blocked := b.podOn(ns, "web", nodes[0].Name)
-	d := b.start(nodes[0], consenting(ConsentUnmanaged))
-	d.pod("lone", PodGone)
-	d.pod(blocked.Name, PodBlockedByPDB)
+	d := b.start(nodes[0], consenting(fleet.ConsentUnmanaged))
+	d.pod("lone", fleet.PodGone)
+	d.pod(blocked.Name, fleet.PodBlockedByPDB)
 	d.cancel()
-	if res := d.end(NodeCancelled, context.Canceled); !res.Cordoned || res.Evicted != 1 {
+	if res := d.end(fleet.DrainCancelled, context.Canceled); !res.Cordoned || res.Evicted != 1 {
 		t.Errorf("result %+v", res)
 	}
 	tries := len(b.c.AuditLog(t).Writes(b.mark, "pods", kubetest.ByAgent(b.agent)))
@@ -470,7 +470,7 @@ func TestDrain_CancelAndAgain(t *testing.T) {
 	if n := len(b.c.AuditLog(t).Writes(b.mark, "pods", kubetest.ByAgent(b.agent))); n != tries {
 		t.Errorf("%d requests came after the end", n-tries)
 	}
-	b.start(nodes[0], consenting(ConsentUnmanaged)).end(NodeDrained, nil)
+	b.start(nodes[0], consenting(fleet.ConsentUnmanaged)).end(fleet.DrainDone, nil)
 	if got := b.podsOn(nodes[0].Name); len(got) != 0 {
 		t.Errorf("on the node are %v", got)
 	}
@@ -501,7 +501,7 @@ func TestProbe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan := NewPlan(r, []Target{{Name: node.Name}}, Policy{Consents: []Consent{ConsentUnmanaged}}, time.Now())
+	plan := NewPlan(r, []Target{{Name: node.Name}}, Policy{Consents: []fleet.Consent{fleet.ConsentUnmanaged}}, time.Now())
 	for i, p := range plan.Nodes[0].Pods {
 		if p.Name == "other" {
 			plan.Nodes[0].Pods[i].UID = "00000000-0000-0000-0000-000000000000"
@@ -582,15 +582,15 @@ func TestDrain_Answers(t *testing.T) {
 		name   string
 		answer func(*http.Request) (*http.Response, error)
 		code   int
-		want   PodState
+		want   fleet.PodState
 	}{
-		{"throttled", text(http.StatusTooManyRequests, "Retry-After: 1", "Too many requests, please try again later."), 429, PodThrottled},
-		{"denied by a webhook", text(http.StatusForbidden, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","message":"admission webhook \"w\" denied the request: moving it myself","code":403}`), 403, PodBlockedByHook},
-		{"a webhook is down", text(http.StatusInternalServerError, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","message":"failed calling webhook","details":{"causes":[{"message":"EOF"}]},"code":500}`), 500, PodUnanswered},
-		{"the namespace goes", text(http.StatusForbidden, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"x","details":{"name":"p","kind":"pods","causes":[{"reason":"NamespaceTerminating","message":"y"}]},"code":403}`), 403, PodNamespaceGoing},
-		{"forbidden by an admission", text(http.StatusForbidden, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"x","details":{"name":"p","kind":"pods"},"code":403}`), 403, PodBlockedByHook},
-		{"conflict, and it is the same pod", text(http.StatusConflict, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Conflict","message":"x","code":409}`), 409, PodUnanswered},
-		{"no answer", func(*http.Request) (*http.Response, error) { return nil, errors.New("connection reset") }, 0, PodUnanswered},
+		{"throttled", text(http.StatusTooManyRequests, "Retry-After: 1", "Too many requests, please try again later."), 429, fleet.PodThrottled},
+		{"denied by a webhook", text(http.StatusForbidden, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","message":"admission webhook \"w\" denied the request: moving it myself","code":403}`), 403, fleet.PodBlockedByHook},
+		{"a webhook is down", text(http.StatusInternalServerError, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","message":"failed calling webhook","details":{"causes":[{"message":"EOF"}]},"code":500}`), 500, fleet.PodUnanswered},
+		{"the namespace goes", text(http.StatusForbidden, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"x","details":{"name":"p","kind":"pods","causes":[{"reason":"NamespaceTerminating","message":"y"}]},"code":403}`), 403, fleet.PodNamespaceGoing},
+		{"forbidden by an admission", text(http.StatusForbidden, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"x","details":{"name":"p","kind":"pods"},"code":403}`), 403, fleet.PodBlockedByHook},
+		{"conflict, and it is the same pod", text(http.StatusConflict, "", `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Conflict","message":"x","code":409}`), 409, fleet.PodUnanswered},
+		{"no answer", func(*http.Request) (*http.Response, error) { return nil, errors.New("connection reset") }, 0, fleet.PodUnanswered},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -602,11 +602,11 @@ func TestDrain_Answers(t *testing.T) {
 			ns := b.c.Namespace(t)
 			node := b.c.Node(t, kubetest.NodeSpec{})
 			pod := b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Node: node.Name})
-			d := b.start(node, consenting(ConsentUnmanaged), hasty)
+			d := b.start(node, consenting(fleet.ConsentUnmanaged), hasty)
 			if got := d.pod(pod.Name, tt.want); got.HTTP != tt.code || got.Attempt != 1 {
 				t.Errorf("got %+v", got)
 			}
-			if res := d.end(NodeDrained, nil); res.Pods[0].Attempt != 2 || len(b.evictions()) != 1 {
+			if res := d.end(fleet.DrainDone, nil); res.Pods[0].Attempt != 2 || len(b.evictions()) != 1 {
 				t.Errorf("result %+v, evicted %v", res, b.evictions())
 			}
 		})
@@ -631,12 +631,12 @@ func TestDrain_AnswerLost(t *testing.T) {
 	ns := b.c.Namespace(t)
 	node := b.c.Node(t, kubetest.NodeSpec{})
 	free := b.held(ns, "held", node.Name) // it does not go before the drain has had a chance to do it again
-	d := b.start(node, consenting(ConsentUnmanaged), hasty)
-	d.pod("held", PodTerminating)
-	d.wait("the wait", func(e Event) bool { return e.NodeState == NodeTerminating })
+	d := b.start(node, consenting(fleet.ConsentUnmanaged), hasty)
+	d.pod("held", fleet.PodTerminating)
+	d.wait("the wait", func(e fleet.DrainEvent) bool { return e.NodeState == fleet.DrainTerminating })
 	free()
-	res := d.end(NodeDrained, nil)
-	if n := len(b.c.AuditLog(t).Writes(b.mark, "pods", kubetest.ByAgent(b.agent))); n != 1 || res.Pods[0].State != PodGone {
+	res := d.end(fleet.DrainDone, nil)
+	if n := len(b.c.AuditLog(t).Writes(b.mark, "pods", kubetest.ByAgent(b.agent))); n != 1 || res.Pods[0].State != fleet.PodGone {
 		t.Errorf("%d requests, %+v", n, res)
 	}
 }
@@ -687,7 +687,7 @@ func TestDrain_FiveOfFive(t *testing.T) {
 		drains = append(drains, b.start(n))
 	}
 	for _, d := range drains {
-		d.end(NodeDrained, nil)
+		d.end(fleet.DrainDone, nil)
 	}
 	cancel()
 	w.Stop()
@@ -705,9 +705,9 @@ func TestDrain_Uncordoned(t *testing.T) {
 	t.Parallel()
 	b, node, pod := b1(t)
 	d := b.start(node)
-	d.pod(pod.Name, PodBlockedByPDB)
+	d.pod(pod.Name, fleet.PodBlockedByPDB)
 	b.c.Uncordon(t, node.Name)
-	d.end(NodeUncordoned, fleet.ErrConflict)
+	d.end(fleet.DrainUncordoned, fleet.ErrConflict)
 }
 
 // b1 is a node with one pod whose budget lets nobody go.
@@ -726,12 +726,12 @@ func TestDrain_NodeGone(t *testing.T) {
 	t.Parallel()
 	b, node, pod := b1(t)
 	d := b.start(node)
-	d.pod(pod.Name, PodBlockedByPDB)
+	d.pod(pod.Name, fleet.PodBlockedByPDB)
 	b.c.DeleteNode(t, node.Name)
-	d.end(NodeNotFound, fleet.ErrNotFound)
-	b.start(node).end(NodeNotFound, fleet.ErrNotFound)
+	d.end(fleet.DrainGone, fleet.ErrNotFound)
+	b.start(node).end(fleet.DrainGone, fleet.ErrNotFound)
 	again := b.c.Node(t, kubetest.NodeSpec{Name: node.Name})
-	if res := b.start(node).end(NodeOther, fleet.ErrConflict); res.Cordoned || again.UID == node.UID {
+	if res := b.start(node).end(fleet.DrainReplaced, fleet.ErrConflict); res.Cordoned || again.UID == node.UID {
 		t.Errorf("result %+v", res)
 	}
 }
@@ -746,7 +746,7 @@ func TestDrain_CordonFails(t *testing.T) {
 	d := b.start(node, func(j *Job) {
 		j.Cordon = func(context.Context) error { return fmt.Errorf("no: %w", fleet.ErrForbidden) }
 	})
-	if res := d.end(NodeFailed, fleet.ErrForbidden); res.Cordoned || len(b.evictions()) != 0 {
+	if res := d.end(fleet.DrainFailed, fleet.ErrForbidden); res.Cordoned || len(b.evictions()) != 0 {
 		t.Errorf("result %+v, evicted %v", res, b.evictions())
 	}
 }
@@ -759,7 +759,7 @@ func TestDrain_NotPermitted(t *testing.T) {
 	c.Grant(t, user, kubetest.Rule("", "nodes", "get", "list", "watch", "patch"), kubetest.Rule("", "pods", "get", "list", "watch"))
 	b := newBench(t, func(cfg *rest.Config) { *cfg = *c.User(t, user) })
 	node := c.Node(t, kubetest.NodeSpec{})
-	if res := b.start(node).end(NodeFailed, fleet.ErrForbidden); res.Cordoned {
+	if res := b.start(node).end(fleet.DrainFailed, fleet.ErrForbidden); res.Cordoned {
 		t.Errorf("result %+v", res)
 	}
 	if w := c.AuditLog(t).Writes(b.mark, "nodes", kubetest.ByAgent(b.agent)); len(w) != 0 {
@@ -784,10 +784,10 @@ func TestDrain_BudgetsUnreadable(t *testing.T) {
 		t.Fatal(err)
 	}
 	plan := NewPlan(r, []Target{{Name: nodes[0].Name}}, Policy{}, time.Now())
-	if p := plan.Nodes[0].Pods; len(p) == 0 || p[0].Budget.Allowance != NotEvaluated || !slices.Contains(plan.Missing, "poddisruptionbudgets") {
+	if p := plan.Nodes[0].Pods; len(p) == 0 || p[0].Budget.Allowance != fleet.AllowNotEvaluated || !slices.Contains(plan.Missing, "poddisruptionbudgets") {
 		t.Errorf("plan %+v", plan)
 	}
-	res := b.start(nodes[0]).end(NodeDrained, nil)
+	res := b.start(nodes[0]).end(fleet.DrainDone, nil)
 	if res.Message == "" || len(b.evictions()) != len(plan.Nodes[0].Pods) {
 		t.Errorf("result %+v, evicted %v", res, b.evictions())
 	}
@@ -806,12 +806,12 @@ func TestDrain_LatePod(t *testing.T) {
 	if pods[0].Spec.NodeName != node.Name {
 		node = nodes[1]
 	}
-	d := b.start(node, consenting(ConsentUnmanaged))
-	d.pod(pods[0].Name, PodBlockedByPDB)
+	d := b.start(node, consenting(fleet.ConsentUnmanaged))
+	d.pod(pods[0].Name, fleet.PodBlockedByPDB)
 	late := b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "late", Node: node.Name, Pending: true})
-	d.pod("late", PodGone)
+	d.pod("late", fleet.PodGone)
 	b.relax(ns, pdb.Name)
-	d.end(NodeDrained, nil)
+	d.end(fleet.DrainDone, nil)
 	if got := b.evictions(); got[string(late.UID)] == "" {
 		t.Errorf("evicted %v", got)
 	}
@@ -825,10 +825,10 @@ func TestDrain_KeepsReturning(t *testing.T) {
 	node := b.c.Node(t, kubetest.NodeSpec{})
 	free := b.held(ns, "held", node.Name) // the node is not drained before the other one is back
 	b.c.Deployment(t, 1, kubetest.PodSpec{Namespace: ns, Name: "sticky"}, tolerateAll)
-	d := b.start(node, consenting(ConsentUnmanaged))
-	d.wait("a pod that is skipped", func(e Event) bool { return e.Pod != nil && e.Pod.State == PodSkipped })
+	d := b.start(node, consenting(fleet.ConsentUnmanaged))
+	d.wait("a pod that is skipped", func(e fleet.DrainEvent) bool { return e.Pod != nil && e.Pod.State == fleet.PodSkipped })
 	free()
-	d.end(NodePartial, nil)
+	d.end(fleet.DrainPartial, nil)
 	if got := b.evictions(); len(got) != 2 {
 		t.Errorf("evicted %v", got)
 	}
@@ -860,11 +860,11 @@ func TestDrain_Grace(t *testing.T) {
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "short", Node: node.Name, Grace: new(int64(2))})
 	graced := func(n int64) func(*Job) { return func(j *Job) { j.Options.Grace = &n } }
 	for _, n := range []int64{0, -1} {
-		if res := b.start(node, consenting(ConsentUnmanaged), graced(n)).end(NodeFailed, fleet.ErrInvalid); res.Cordoned {
+		if res := b.start(node, consenting(fleet.ConsentUnmanaged), graced(n)).end(fleet.DrainFailed, fleet.ErrInvalid); res.Cordoned {
 			t.Errorf("grace %d: %+v", n, res)
 		}
 	}
-	b.start(node, consenting(ConsentUnmanaged), graced(5)).end(NodeDrained, nil)
+	b.start(node, consenting(fleet.ConsentUnmanaged), graced(5)).end(fleet.DrainDone, nil)
 	got := map[string]int64{}
 	for _, e := range b.c.AuditLog(t).Writes(b.mark, "pods/eviction", kubetest.ByAgent(b.agent)) {
 		var body policyv1.Eviction
@@ -887,8 +887,8 @@ func TestDrain_Excluded(t *testing.T) {
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "go", Node: node.Name, Labels: map[string]string{"go": "yes"}})
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "stay", Node: node.Name})
 	b.start(node, func(j *Job) {
-		j.Options.Policy = Policy{Consents: []Consent{ConsentUnmanaged}, Selector: labels.SelectorFromSet(labels.Set{"go": "yes"})}
-	}).end(NodePartial, nil)
+		j.Options.Policy = Policy{Consents: []fleet.Consent{fleet.ConsentUnmanaged}, Selector: labels.SelectorFromSet(labels.Set{"go": "yes"})}
+	}).end(fleet.DrainPartial, nil)
 	if got := b.podsOn(node.Name); !slices.Equal(got, []string{"stay"}) {
 		t.Errorf("on the node are %v", got)
 	}
@@ -902,15 +902,15 @@ func TestDrain_Volumes(t *testing.T) {
 	b.attach("pv-elsewhere", other.Name)
 	name := b.attach("pv-here", node.Name)
 	d := b.start(node)
-	d.wait("the wait for volumes", func(e Event) bool { return e.NodeState == NodeDetaching })
+	d.wait("the wait for volumes", func(e fleet.DrainEvent) bool { return e.NodeState == fleet.DrainDetaching })
 	if err := b.c.Client().StorageV1().VolumeAttachments().Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if res := d.end(NodeDrained, nil); len(res.Volumes) != 0 {
+	if res := d.end(fleet.DrainDone, nil); len(res.Volumes) != 0 {
 		t.Errorf("result %+v", res)
 	}
 	b.attach("pv-forever", node.Name)
-	res := b.start(node, func(j *Job) { j.Options.DetachTimeout = time.Second }).end(NodeDrained, nil)
+	res := b.start(node, func(j *Job) { j.Options.DetachTimeout = time.Second }).end(fleet.DrainDone, nil)
 	if !slices.Equal(res.Volumes, []string{"pv-forever"}) || res.Message == "" {
 		t.Errorf("result %+v", res)
 	}

@@ -30,10 +30,10 @@ type drain struct {
 	log *slog.Logger
 	seq int
 
-	state    NodeState
+	state    fleet.DrainState
 	message  string
-	final    bool  // decided
-	outcome  Event // once final
+	final    bool             // decided
+	outcome  fleet.DrainEvent // once final
 	failure  error
 	cordoned bool
 	evicted  int
@@ -45,7 +45,7 @@ type drain struct {
 
 	node    *corev1.Node
 	pods    map[types.UID]*pod
-	gone    []PodProgress
+	gone    []fleet.PodProgress
 	live    bool // the watch of the pods is open
 	owners  map[name]*lookup
 	returns map[types.UID]bool // owners whose pods come back although the node is cordoned, and were evicted once
@@ -69,9 +69,9 @@ type drain struct {
 // pod is one pod of the node.
 type pod struct {
 	obj   *corev1.Pod
-	class Class
-	at    PodProgress // as last told
-	state PodState
+	class fleet.PodClass
+	at    fleet.PodProgress // as last told
+	state fleet.PodState
 	late  bool // came after the drain had begun
 
 	flying   bool
@@ -118,7 +118,7 @@ func (d *drain) run(ctx context.Context) {
 	work, cancel := context.WithCancel(ctx)
 	d.work = work
 	d.live = false
-	d.enter(NodeEvicting, "")
+	d.enter(fleet.DrainEvicting, "")
 	d.wg.Go(func() { follow(work, podsOf(d.job.Watch, d.job.Node.Name), d.podListener()) })
 	d.wg.Go(func() { follow(work, nodesOf(d.job.Watch, d.job.Node.Name), d.nodeListener()) })
 	d.wg.Go(func() { follow(work, budgetsOf(d.job.Watch), d.budgetListener()) })
@@ -132,7 +132,7 @@ func (d *drain) run(ctx context.Context) {
 			f()
 		case <-timer.C:
 		case <-ctx.Done():
-			d.end(NodeCancelled, "", ctx.Err())
+			d.end(fleet.DrainCancelled, "", ctx.Err())
 		}
 		if !d.final {
 			d.wake = d.deadline
@@ -162,11 +162,11 @@ func (d *drain) send(f func()) {
 }
 
 // end decides what the drain came to; the first decision stands. It is told when nothing is under way any more.
-func (d *drain) end(s NodeState, message string, err error) {
+func (d *drain) end(s fleet.DrainState, message string, err error) {
 	if d.final {
 		return
 	}
-	d.final, d.outcome, d.failure = true, Event{NodeState: s, Message: message}, err
+	d.final, d.outcome, d.failure = true, fleet.DrainEvent{NodeState: s, Message: message}, err
 }
 
 // at has the loop look again then.
@@ -179,7 +179,7 @@ func (d *drain) at(t time.Time) {
 // step does all that can be done now. It may be called at any time.
 func (d *drain) step(now time.Time) {
 	if !now.Before(d.deadline) {
-		d.end(NodeTimedOut, d.standing(), fmt.Errorf("not done after %s: %s: %w", d.job.Options.Timeout, d.standing(), fleet.ErrBlocked))
+		d.end(fleet.DrainTimedOut, d.standing(), fmt.Errorf("not done after %s: %s: %w", d.job.Options.Timeout, d.standing(), fleet.ErrBlocked))
 		return
 	}
 	d.lookUp(now)
@@ -202,7 +202,7 @@ func (d *drain) begin() bool {
 		return false
 	}
 	for _, p := range d.pods {
-		if p.state == PodPending {
+		if p.state == fleet.PodPending {
 			return false
 		}
 	}
@@ -217,7 +217,7 @@ func (d *drain) begin() bool {
 func (d *drain) lookUp(now time.Time) {
 	for _, p := range d.pods {
 		key, ok := daemonSetOf(p.obj)
-		if !ok || p.state != PodPending {
+		if !ok || p.state != fleet.PodPending {
 			continue
 		}
 		l := d.owners[key]
@@ -242,7 +242,7 @@ func (d *drain) lookUp(now time.Time) {
 					d.log.Warn("looking for a DaemonSet", "daemonset", key.String(), "node", d.job.Node.String(), "err", err)
 				}
 				for _, p := range d.sorted() {
-					if p.state == PodPending {
+					if p.state == fleet.PodPending {
 						d.look(p)
 					}
 				}
@@ -255,7 +255,7 @@ func (d *drain) lookUp(now time.Time) {
 func (d *drain) age(now time.Time) {
 	for _, p := range d.sorted() {
 		switch p.state {
-		case PodTerminating:
+		case fleet.PodTerminating:
 			if d.stuck(p, now) {
 				continue
 			}
@@ -265,16 +265,16 @@ func (d *drain) age(now time.Time) {
 				if again := p.accepted.Add(overdueAfter); now.Before(again) {
 					d.at(again)
 				} else if d.live {
-					d.set(p, PodQueued, nil)
+					d.set(p, fleet.PodQueued, nil)
 				}
 				continue
 			}
 			if late := end.Add(overdueAfter); now.Before(late) {
 				d.at(late)
 			} else {
-				d.set(p, PodOverdue, func(at *PodProgress) { at.Message = d.diagnose(p.obj) })
+				d.set(p, fleet.PodOverdue, func(at *fleet.PodProgress) { at.Message = d.diagnose(p.obj) })
 			}
-		case PodOverdue:
+		case fleet.PodOverdue:
 			d.stuck(p, now)
 		default:
 		}
@@ -338,7 +338,7 @@ func (d *drain) sorted() []*pod {
 // leaving tells whether a pod has still to go.
 func (p *pod) leaving() bool {
 	switch p.state {
-	case PodIgnored, PodBlocked, PodSkipped, PodGone:
+	case fleet.PodIgnored, fleet.PodBlocked, fleet.PodSkipped, fleet.PodGone:
 		return false
 	default:
 		return true
@@ -372,7 +372,7 @@ func (d *drain) evict(now time.Time) {
 // evictable tells whether an eviction is what a pod waits for.
 func (p *pod) evictable() bool {
 	switch p.state {
-	case PodQueued, PodBlockedByPDB, PodBlockedByPDBs, PodBlockedByHook, PodThrottled, PodNamespaceGoing, PodUnanswered:
+	case fleet.PodQueued, fleet.PodBlockedByPDB, fleet.PodBlockedByPDBs, fleet.PodBlockedByHook, fleet.PodThrottled, fleet.PodNamespaceGoing, fleet.PodUnanswered:
 		return true
 	default:
 		return false
@@ -409,7 +409,7 @@ func (d *drain) try(p *pod) {
 	d.flying++
 	p.at.Attempt++
 	p.asked = d.versions(p.obj)
-	d.set(p, PodEvicting, nil)
+	d.set(p, fleet.PodEvicting, nil)
 	seen, class := p.obj, d.known(p.obj)
 	d.wg.Go(func() {
 		a := d.evictOne(seen, keys, class)
@@ -457,7 +457,7 @@ func (d *drain) evictOne(p *corev1.Pod, keys []string, look Lookups) answer {
 	case live.UID != p.UID || live.Spec.NodeName != d.job.Node.Name:
 		return answer{meaning: meansGone}
 	}
-	if c := Classify(live, d.job.Options.Policy, look, time.Now()); c.Verdict != Evict {
+	if c := Classify(live, d.job.Options.Policy, look, time.Now()); c.Verdict != fleet.VerdictEvict {
 		return answer{meaning: meansChanged, live: live}
 	}
 	a := interpret(post(d.work, d.job.Ops, live, d.shorter(live), false))
@@ -506,56 +506,56 @@ func (d *drain) answered(p *pod, a answer) {
 			d.returns[owner.UID] = true
 		}
 	}
-	if p.state != PodEvicting {
+	if p.state != fleet.PodEvicting {
 		return // the watch was faster
 	}
 	p.at.HTTP = a.http
 	switch a.meaning {
 	case meansAccepted:
 		p.accepted = time.Now()
-		d.set(p, PodTerminating, nil) // until when, the watch says
+		d.set(p, fleet.PodTerminating, nil) // until when, the watch says
 	case meansGone:
 		d.removePod(p.obj)
 	case meansChanged:
-		p.state = PodQueued
+		p.state = fleet.PodQueued
 		d.putPod(a.live)
 	case meansBudget:
-		d.refused(p, a, PodBlockedByPDB)
+		d.refused(p, a, fleet.PodBlockedByPDB)
 	case meansSeveral:
 		if len(d.match.of(p.obj)) > 1 {
-			d.refused(p, a, PodBlockedByPDBs)
+			d.refused(p, a, fleet.PodBlockedByPDBs)
 		} else {
-			d.refused(p, a, PodUnanswered)
+			d.refused(p, a, fleet.PodUnanswered)
 		}
 	case meansThrottled:
-		d.refused(p, a, PodThrottled)
+		d.refused(p, a, fleet.PodThrottled)
 	case meansNamespace:
-		d.refused(p, a, PodNamespaceGoing)
+		d.refused(p, a, fleet.PodNamespaceGoing)
 	case meansDenied:
-		d.refused(p, a, PodBlockedByHook)
+		d.refused(p, a, fleet.PodBlockedByHook)
 	case meansForbidden:
-		d.refused(p, a, PodUnanswered)
-		d.end(NodeFailed, a.message, fmt.Errorf("evicting: %w", kube.Error(a.err)))
+		d.refused(p, a, fleet.PodUnanswered)
+		d.end(fleet.DrainFailed, a.message, fmt.Errorf("evicting: %w", kube.Error(a.err)))
 	case meansNever:
-		d.set(p, PodQueued, nil)
+		d.set(p, fleet.PodQueued, nil)
 	case meansConflict, meansUnanswered:
-		d.refused(p, a, PodUnanswered)
+		d.refused(p, a, fleet.PodUnanswered)
 	}
 }
 
 // refused has a pod wait for another try. A refusal never becomes anything else but another try.
-func (d *drain) refused(p *pod, a answer, s PodState) {
+func (d *drain) refused(p *pod, a answer, s fleet.PodState) {
 	first := d.job.patience
 	p.patience = min(max(first, p.patience*3/2), max(first, lastRetry))
 	wait := p.patience + rand.N(p.patience/5) //nolint:gosec // jitter against a herd, no secret
 	p.retry = time.Now().Add(max(wait, a.retry))
-	if (s == PodBlockedByPDB || s == PodBlockedByPDBs) && p.asked != d.versions(p.obj) && d.mayGo(p.obj, map[string]int32{}) {
+	if (s == fleet.PodBlockedByPDB || s == fleet.PodBlockedByPDBs) && p.asked != d.versions(p.obj) && d.mayGo(p.obj, map[string]int32{}) {
 		p.retry = time.Now() // its budget moved while it was asked, and nobody will say so again
 	}
 	retry := p.retry.UTC()
-	d.set(p, s, func(at *PodProgress) {
+	d.set(p, s, func(at *fleet.PodProgress) {
 		at.Message, at.Until = a.message, &retry
-		if found := d.match.of(p.obj); s == PodBlockedByPDB && len(found) == 1 {
+		if found := d.match.of(p.obj); s == fleet.PodBlockedByPDB && len(found) == 1 {
 			at.Needed, at.Healthy = found[0].Status.DesiredHealthy, found[0].Status.CurrentHealthy
 		}
 	})
@@ -579,16 +579,16 @@ func (d *drain) finish(now time.Time) {
 	for _, p := range d.pods {
 		if p.leaving() {
 			left++
-			if p.state != PodTerminating && p.state != PodOverdue {
+			if p.state != fleet.PodTerminating && p.state != fleet.PodOverdue {
 				asking++
 			}
 		}
 	}
 	switch {
 	case asking > 0:
-		d.enter(NodeEvicting, "")
+		d.enter(fleet.DrainEvicting, "")
 	case left > 0:
-		d.enter(NodeTerminating, "")
+		d.enter(fleet.DrainTerminating, "")
 	}
 	if left > 0 || d.flying > 0 {
 		d.verified = false
@@ -604,15 +604,15 @@ func (d *drain) finish(now time.Time) {
 	if !d.detached(now) {
 		return
 	}
-	s, message := NodeDrained, ""
+	s, message := fleet.DrainDone, ""
 	var out int
 	for _, p := range d.pods {
-		if p.state == PodSkipped || p.class.Has(CodeExcluded) || p.class.Has(CodeStuck) && p.state == PodIgnored {
+		if p.state == fleet.PodSkipped || p.class.Has(CodeExcluded) || p.class.Has(CodeStuck) && p.state == fleet.PodIgnored {
 			out++
 		}
 	}
 	if out > 0 {
-		s, message = NodePartial, fmt.Sprintf("%d pods were left", out)
+		s, message = fleet.DrainPartial, fmt.Sprintf("%d pods were left", out)
 	}
 	if n := len(d.left()); n > 0 {
 		message = strings.TrimPrefix(message+fmt.Sprintf("; %d volumes are still attached", n), "; ")
@@ -625,7 +625,7 @@ func (d *drain) finish(now time.Time) {
 
 // verify lists the pods once more: a pod may have been bound while the cordon was on its way to the scheduler (DR-22).
 func (d *drain) verify(now time.Time) {
-	d.enter(NodeVerifying, "")
+	d.enter(fleet.DrainVerifying, "")
 	if d.verifying || !d.live {
 		return
 	}
@@ -661,7 +661,7 @@ func (d *drain) detached(now time.Time) bool {
 			unknown: now.Add(max(d.job.Options.DetachTimeout, time.Minute)),
 			keep:    map[string]bool{}, attached: map[string]*storagev1.VolumeAttachment{},
 		}
-		d.enter(NodeDetaching, "")
+		d.enter(fleet.DrainDetaching, "")
 		d.startDetach()
 	}
 	switch t := d.detach; {
@@ -777,7 +777,7 @@ func (d *drain) left() []string {
 
 // standing says what stands in the way, for a drain that ran out of time.
 func (d *drain) standing() string {
-	counts := map[PodState]int{}
+	counts := map[fleet.PodState]int{}
 	for _, p := range d.pods {
 		if p.leaving() {
 			counts[p.state]++

@@ -10,6 +10,8 @@ import (
 	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	"k8s.io/klog/v2"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // Why a node does not take a pod, as keys of Fit.Refused; a resource that is short is "insufficient_" and its name.
@@ -20,22 +22,6 @@ const (
 	refusedVolume   = "volume"
 	refusedShort    = "insufficient_"
 )
-
-// Fit says whether a pod has a place elsewhere.
-type Fit struct {
-	Node    string         `json:"node,omitempty"`    // that the estimate put it on; "" if none takes it
-	Refused map[string]int `json:"refused,omitempty"` // how many nodes refuse it for which reason, if none takes it
-}
-
-// Capacity is what the estimate of places was made with. It goes by requests, as the scheduler does, and leaves out
-// what Ignored names.
-type Capacity struct {
-	Checked   int      `json:"checked"`   // nodes that could take pods and were looked at
-	Nodes     int      `json:"nodes"`     // of the cluster
-	Unfit     int      `json:"unfit"`     // pods without a place
-	Autoscale bool     `json:"autoscale"` // something may add nodes (PV-30)
-	Ignored   []string `json:"ignored"`
-}
 
 // ignoredByFit is what the scheduler looks at and the estimate does not.
 var ignoredByFit = []string{"inter_pod_affinity", "topology_spread", "preemption", "limits", "priority"}
@@ -122,7 +108,7 @@ func (rm *room) refuses(p *corev1.Pod, want map[corev1.ResourceName]int64, names
 }
 
 // place finds places for pods, the largest first, each on the first node that takes it.
-func place(pods []*corev1.Pod, rms []*room, volumes func(*corev1.Pod) []*nodeaffinity.NodeSelector) map[*corev1.Pod]*Fit {
+func place(pods []*corev1.Pod, rms []*room, volumes func(*corev1.Pod) []*nodeaffinity.NodeSelector) map[*corev1.Pod]*fleet.Fit {
 	total := map[corev1.ResourceName]float64{}
 	for _, rm := range rms {
 		for name, n := range amounts(rm.node.Status.Allocatable) {
@@ -145,9 +131,9 @@ func place(pods []*corev1.Pod, rms []*room, volumes func(*corev1.Pod) []*nodeaff
 		loads = append(loads, l)
 	}
 	slices.SortStableFunc(loads, func(a, b load) int { return cmp.Compare(b.share, a.share) })
-	out := make(map[*corev1.Pod]*Fit, len(pods))
+	out := make(map[*corev1.Pod]*fleet.Fit, len(pods))
 	for _, l := range loads {
-		fit := &Fit{Refused: map[string]int{}}
+		fit := &fleet.Fit{Refused: map[string]int{}}
 		names := make([]corev1.ResourceName, 0, len(l.want))
 		for name := range l.want {
 			names = append(names, name)
@@ -158,7 +144,7 @@ func place(pods []*corev1.Pod, rms []*room, volumes func(*corev1.Pod) []*nodeaff
 			why := rm.refuses(l.pod, l.want, names, bound)
 			if why == "" {
 				rm.take(l.pod, l.want)
-				fit = &Fit{Node: rm.node.Name}
+				fit = &fleet.Fit{Node: rm.node.Name}
 				break
 			}
 			fit.Refused[why]++

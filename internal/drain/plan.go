@@ -23,83 +23,6 @@ type Target struct {
 	UID  string // "" for whichever has the name
 }
 
-// Plan says what draining some nodes of one cluster would do, as of one look at it (PV-01).
-type Plan struct {
-	Cluster     string       `json:"cluster"`
-	At          time.Time    `json:"at"`
-	Nodes       []NodePlan   `json:"nodes"`
-	Counts      Counts       `json:"counts"`
-	Budgets     []Budget     `json:"budgets"`
-	Capacity    Capacity     `json:"capacity"`
-	Estimate    Estimate     `json:"estimate"`
-	Permissions []Permission `json:"permissions"`
-	Missing     []string     `json:"missing,omitempty"` // resources that could not be read: what needs them is not evaluated
-}
-
-// Counts are pods by what happens to them.
-type Counts struct {
-	Evict  int `json:"evict"`
-	Ignore int `json:"ignore"`
-	Block  int `json:"block"`
-	Wait   int `json:"wait"`
-}
-
-func (c *Counts) add(v Verdict) {
-	switch v {
-	case Evict:
-		c.Evict++
-	case Ignore:
-		c.Ignore++
-	case Block:
-		c.Block++
-	case Wait:
-		c.Wait++
-	}
-}
-
-// Codes of a node that cannot be drained as it was chosen.
-const (
-	NodeGone     = "gone"
-	NodeReplaced = "replaced"
-)
-
-// NodePlan is what would happen on one node.
-type NodePlan struct {
-	fleet.NodeRef
-	UID           string    `json:"uid,omitempty"`
-	Fault         string    `json:"fault,omitempty"` // NodeGone, NodeReplaced
-	Unschedulable bool      `json:"unschedulable"`
-	Ready         bool      `json:"ready"`
-	Actors        []Actor   `json:"actors,omitempty"`
-	Counts        Counts    `json:"counts"`
-	Pods          []PodPlan `json:"pods"`
-	Estimate      Estimate  `json:"estimate"`
-}
-
-// PodPlan is what would happen to one pod, and why.
-type PodPlan struct {
-	Namespace string `json:"namespace"`
-	Name      string `json:"name"`
-	UID       string `json:"uid"`
-	OwnerKind string `json:"owner_kind,omitempty"` // of the outermost owner that is known
-	OwnerName string `json:"owner_name,omitempty"`
-	Class
-	Order  int        `json:"order"`
-	Grace  int64      `json:"grace_seconds"`
-	Budget *PodBudget `json:"budget,omitempty"` // of pods that are to be evicted
-	Impact []Impact   `json:"impact,omitempty"`
-	Fit    *Fit       `json:"fit,omitempty"` // of pods that come back
-	// Probe is the API server's own answer, where it was asked.
-	Probe *ProbeResult `json:"probe,omitempty"`
-}
-
-// Impact is something that people notice when the pod goes.
-type Impact struct {
-	ID     string `json:"id"`
-	Code   string `json:"code"`
-	Detail string `json:"detail,omitempty"`
-}
-
 // The codes of impacts.
 const (
 	ImpactSingleReplica = "single_replica" // its only replica: a downtime
@@ -117,25 +40,11 @@ const (
 	ImpactReturns       = "returns"
 )
 
-// Actor is somebody else who is at work on a node (operations §2.4).
-type Actor struct {
-	Who    string `json:"who"`
-	Detail string `json:"detail,omitempty"`
-}
-
-// Estimate is how long a drain takes if nothing goes wrong: from pods that end at once to pods that use all of their
-// grace.
-type Estimate struct {
-	LowSeconds  int64 `json:"low_seconds"`
-	HighSeconds int64 `json:"high_seconds"`
-	Blocked     bool  `json:"blocked"` // it does not end without somebody doing something
-}
-
 // settle is how long a replacement takes to be ready, where nothing better is known.
 const settle = 30
 
 // NewPlan works out what draining the targets would do. It reads nothing.
-func NewPlan(r *Reading, targets []Target, pol Policy, now time.Time) *Plan {
+func NewPlan(r *Reading, targets []Target, pol Policy, now time.Time) *fleet.ClusterPlan {
 	b := builder{r: r, pol: pol, now: now, leaving: map[string]bool{}}
 	b.index(targets)
 	return b.plan(targets)
@@ -296,10 +205,10 @@ func pinnedTo(v *corev1.PersistentVolume) string {
 	return ""
 }
 
-func (b *builder) plan(targets []Target) *Plan {
-	out := &Plan{Cluster: b.r.Cluster, At: b.r.At, Permissions: b.r.Permissions, Missing: b.r.Missing, Nodes: []NodePlan{}}
+func (b *builder) plan(targets []Target) *fleet.ClusterPlan {
+	out := &fleet.ClusterPlan{Cluster: b.r.Cluster, At: b.r.At, Permissions: b.r.Permissions, Missing: b.r.Missing, Nodes: []fleet.NodePlan{}}
 	look := b.lookups()
-	byUID := map[types.UID]*PodPlan{}
+	byUID := map[types.UID]*fleet.PodPlan{}
 	for _, t := range targets {
 		n := b.node(t)
 		if n.Fault == "" {
@@ -308,8 +217,8 @@ func (b *builder) plan(targets []Target) *Plan {
 			}
 		}
 		for i := range n.Pods {
-			n.Counts.add(n.Pods[i].Verdict)
-			out.Counts.add(n.Pods[i].Verdict)
+			n.Counts.Add(n.Pods[i].Verdict)
+			out.Counts.Add(n.Pods[i].Verdict)
 		}
 		out.Nodes = append(out.Nodes, n)
 	}
@@ -321,7 +230,7 @@ func (b *builder) plan(targets []Target) *Plan {
 		}
 		for j := range n.Pods {
 			// What needs a consent is counted as if it were given: a plan is read before that decision.
-			if v := n.Pods[j].Verdict; v == Evict || v == Block {
+			if v := n.Pods[j].Verdict; v == fleet.VerdictEvict || v == fleet.VerdictBlock {
 				byUID[types.UID(n.Pods[j].UID)] = &n.Pods[j]
 				b.selected = append(b.selected, at[types.UID(n.Pods[j].UID)])
 			}
@@ -341,32 +250,32 @@ func (b *builder) plan(targets []Target) *Plan {
 	for _, v := range budgets {
 		waves[v.Namespace+"/"+v.Name] = v.Waves
 	}
-	var all []*PodPlan
+	var all []*fleet.PodPlan
 	for i := range out.Nodes {
 		n := &out.Nodes[i]
-		var pods []*PodPlan
+		var pods []*fleet.PodPlan
 		for j := range n.Pods {
 			pods = append(pods, &n.Pods[j])
 		}
-		n.Estimate = estimate(pods, nil)
+		n.Estimate = new(estimate(pods, nil))
 		all = append(all, pods...)
 	}
-	out.Estimate = estimate(all, waves)
+	out.Estimate = new(estimate(all, waves))
 	for _, p := range out.Permissions {
 		out.Estimate.Blocked = out.Estimate.Blocked || !p.Allowed
 	}
 	return out
 }
 
-func (b *builder) node(t Target) NodePlan {
-	out := NodePlan{NodeRef: fleet.NodeRef{Cluster: b.r.Cluster, Name: t.Name}, UID: t.UID, Pods: []PodPlan{}}
+func (b *builder) node(t Target) fleet.NodePlan {
+	out := fleet.NodePlan{NodeRef: fleet.NodeRef{Cluster: b.r.Cluster, Name: t.Name}, UID: t.UID, Pods: []fleet.PodPlan{}}
 	n := b.nodes[t.Name]
 	switch {
 	case n == nil:
-		out.Fault = NodeGone
+		out.Fault = fleet.CodeNotFound
 		return out
 	case t.UID != "" && t.UID != string(n.UID):
-		out.Fault = NodeReplaced
+		out.Fault = fleet.CodeReplaced
 		return out
 	}
 	out.UID, out.Unschedulable = string(n.UID), n.Spec.Unschedulable
@@ -379,15 +288,15 @@ func (b *builder) node(t Target) NodePlan {
 	return out
 }
 
-func (b *builder) pod(p *corev1.Pod, c Class) PodPlan {
-	out := PodPlan{
-		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), Class: c, Order: Order(p, b.pol), Grace: grace(p),
+func (b *builder) pod(p *corev1.Pod, c fleet.PodClass) fleet.PodPlan {
+	out := fleet.PodPlan{
+		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), PodClass: c, Order: Order(p, b.pol), Grace: grace(p),
 	}
 	o, owned := b.owner(p)
 	if owned {
 		out.OwnerKind, out.OwnerName = o.kind, o.name
 	}
-	if c.Verdict != Evict && c.Verdict != Block {
+	if c.Verdict != fleet.VerdictEvict && c.Verdict != fleet.VerdictBlock {
 		return out
 	}
 	out.Impact = b.impact(p, o, owned)
@@ -403,12 +312,12 @@ func grace(p *corev1.Pod) int64 {
 }
 
 // impact is PV-20 to PV-26.
-func (b *builder) impact(p *corev1.Pod, o owner, owned bool) []Impact {
+func (b *builder) impact(p *corev1.Pod, o owner, owned bool) []fleet.Impact {
 	if ended(p) {
 		return nil
 	}
-	var out []Impact
-	add := func(id, code, detail string) { out = append(out, Impact{id, code, detail}) }
+	var out []fleet.Impact
+	add := func(id, code, detail string) { out = append(out, fleet.Impact{ID: id, Code: code, Detail: detail}) }
 	switch {
 	case o.replicas == 1:
 		add("PV-20", ImpactSingleReplica, o.kind+" "+o.name)
@@ -455,7 +364,7 @@ func (b *builder) impact(p *corev1.Pod, o owner, owned bool) []Impact {
 }
 
 // fits looks for a place for every pod that somebody makes again (§2.3).
-func (b *builder) fits(out *Plan, byUID map[types.UID]*PodPlan) {
+func (b *builder) fits(out *fleet.ClusterPlan, byUID map[types.UID]*fleet.PodPlan) {
 	rms := rooms(b.r, b.leaving)
 	var back []*corev1.Pod
 	for _, p := range b.selected {
@@ -464,7 +373,7 @@ func (b *builder) fits(out *Plan, byUID map[types.UID]*PodPlan) {
 		}
 	}
 	fits := place(back, rms, b.volumesOf)
-	out.Capacity = Capacity{Checked: len(rms), Nodes: len(b.r.Nodes), Autoscale: b.autoscaled(), Ignored: ignoredByFit}
+	out.Capacity = &fleet.Capacity{Checked: len(rms), Nodes: len(b.r.Nodes), Autoscale: b.autoscaled(), Ignored: ignoredByFit}
 	for _, p := range back {
 		plan := byUID[p.UID]
 		plan.Fit = fits[p]
@@ -472,7 +381,7 @@ func (b *builder) fits(out *Plan, byUID map[types.UID]*PodPlan) {
 			out.Capacity.Unfit++
 		}
 		if plan.Has(CodePinnedVolume) {
-			plan.Impact = append(plan.Impact, Impact{"DR-09", ImpactPinned, ""})
+			plan.Impact = append(plan.Impact, fleet.Impact{ID: "DR-09", Code: ImpactPinned, Detail: ""})
 		}
 	}
 }
@@ -526,13 +435,13 @@ var (
 	foreignConditions = []string{"DrainInProgress", "MaintenanceInProgress"}
 )
 
-func (b *builder) actors(n *corev1.Node) []Actor {
-	var out []Actor
+func (b *builder) actors(n *corev1.Node) []fleet.Actor {
+	var out []fleet.Actor
 	if n.DeletionTimestamp != nil {
-		out = append(out, Actor{"deletion", n.DeletionTimestamp.UTC().Format(time.RFC3339)})
+		out = append(out, fleet.Actor{Who: "deletion", Detail: n.DeletionTimestamp.UTC().Format(time.RFC3339)})
 	}
 	if _, ok := n.Annotations["weave.works/kured-reboot-in-progress"]; ok {
-		out = append(out, Actor{"kured", "weave.works/kured-reboot-in-progress"})
+		out = append(out, fleet.Actor{Who: "kured", Detail: "weave.works/kured-reboot-in-progress"})
 	}
 	for _, t := range n.Spec.Taints {
 		who, ok := foreignTaints[t.Key]
@@ -540,17 +449,17 @@ func (b *builder) actors(n *corev1.Node) []Actor {
 			who, ok = "cloud-provider", true
 		}
 		if ok {
-			out = append(out, Actor{who, t.Key})
+			out = append(out, fleet.Actor{Who: who, Detail: t.Key})
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(n.Labels)) {
 		if strings.HasPrefix(key, "aws-node-termination-handler/") {
-			out = append(out, Actor{"aws-node-termination-handler", key})
+			out = append(out, fleet.Actor{Who: "aws-node-termination-handler", Detail: key})
 		}
 	}
 	for _, c := range n.Status.Conditions {
 		if slices.Contains(foreignConditions, string(c.Type)) && c.Status == corev1.ConditionTrue {
-			out = append(out, Actor{"condition", string(c.Type) + " " + plain(c.Reason)})
+			out = append(out, fleet.Actor{Who: "condition", Detail: string(c.Type) + " " + plain(c.Reason)})
 		}
 	}
 	for i := range b.r.Leases {
@@ -559,7 +468,7 @@ func (b *builder) actors(n *corev1.Node) []Actor {
 			continue
 		}
 		if until := l.Spec.RenewTime.Add(time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second); b.now.Before(until) {
-			out = append(out, Actor{"medik8s", plain(*l.Spec.HolderIdentity) + " until " + until.UTC().Format(time.RFC3339)})
+			out = append(out, fleet.Actor{Who: "medik8s", Detail: plain(*l.Spec.HolderIdentity) + " until " + until.UTC().Format(time.RFC3339)})
 		}
 	}
 	return out
@@ -567,25 +476,25 @@ func (b *builder) actors(n *corev1.Node) []Actor {
 
 // estimate is §2.5: the groups one after the other, and the waves of the slowest budget. Waves is by namespace/name; nil
 // for what each pod knows itself.
-func estimate(pods []*PodPlan, waves map[string]int) Estimate {
-	var out Estimate
+func estimate(pods []*fleet.PodPlan, waves map[string]int) fleet.Estimate {
+	var out fleet.Estimate
 	groups := map[int]int64{}
 	perBudget := map[string]int{}
 	longest := map[string]int64{}
 	for _, p := range pods {
 		switch p.Verdict {
-		case Ignore:
+		case fleet.VerdictIgnore:
 			continue
-		case Block:
+		case fleet.VerdictBlock:
 			out.Blocked = true
 			continue
-		case Evict, Wait:
+		case fleet.VerdictEvict, fleet.VerdictWait:
 		}
 		groups[p.Order] = max(groups[p.Order], p.Grace)
 		if p.Budget == nil {
 			continue
 		}
-		if a := p.Budget.Allowance; a == Never {
+		if a := p.Budget.Allowance; a == fleet.AllowNever {
 			out.Blocked = true
 		}
 		for _, name := range p.Budget.Budgets {

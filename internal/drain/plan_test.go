@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // machine is a ready node with 4 CPUs and 10 places for pods, with changes.
@@ -70,7 +72,7 @@ func reading(nodes []corev1.Node, pods ...*corev1.Pod) *Reading {
 	return r
 }
 
-func codes(impacts []Impact) []string {
+func codes(impacts []fleet.Impact) []string {
 	var out []string
 	for _, i := range impacts {
 		out = append(out, i.Code)
@@ -144,47 +146,47 @@ func TestNewPlan_Fit(t *testing.T) {
 		name  string
 		nodes []corev1.Node // besides n1
 		pods  []*corev1.Pod // of n1 first
-		want  []Fit         // of the pods of n1
+		want  []fleet.Fit   // of the pods of n1
 		unfit int
 	}{
-		{name: "the first that takes it", nodes: []corev1.Node{machine("n3"), machine("n2")}, pods: []*corev1.Pod{fixture("p", cpu("1"))}, want: []Fit{{Node: "n2"}}},
+		{name: "the first that takes it", nodes: []corev1.Node{machine("n3"), machine("n2")}, pods: []*corev1.Pod{fixture("p", cpu("1"))}, want: []fleet.Fit{{Node: "n2"}}},
 		{
 			name: "what is there counts, what has ended does not", nodes: []corev1.Node{machine("n2"), machine("n3")},
 			pods: []*corev1.Pod{
 				fixture("p", cpu("2")), fixture("x", on("n2"), cpu("3")), fixture("y", on("n3"), cpu("2")), fixture("z", on("n3"), cpu("4"), phase(corev1.PodFailed)),
-			}, want: []Fit{{Node: "n3"}},
+			}, want: []fleet.Fit{{Node: "n3"}},
 		},
 		{
 			name: "the largest first", nodes: []corev1.Node{machine("n2")},
-			pods: []*corev1.Pod{fixture("a", cpu("1")), fixture("b", cpu("4"))}, want: []Fit{{Refused: map[string]int{"insufficient_cpu": 1}}, {Node: "n2"}}, unfit: 1,
+			pods: []*corev1.Pod{fixture("a", cpu("1")), fixture("b", cpu("4"))}, want: []fleet.Fit{{Refused: map[string]int{"insufficient_cpu": 1}}, {Node: "n2"}}, unfit: 1,
 		},
 		{
 			name:  "every reason, counted",
 			nodes: []corev1.Node{machine("n2", tainted("gpu", corev1.TaintEffectNoSchedule)), machine("n3", tainted("bad", corev1.TaintEffectNoExecute)), machine("n4", tainted("rather-not", corev1.TaintEffectPreferNoSchedule)), machine("n5")},
 			pods:  []*corev1.Pod{fixture("p", cpu("2"), func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "n5"} }), fixture("x", on("n5"), cpu("3"))},
-			want:  []Fit{{Refused: map[string]int{"taint": 2, "affinity": 1, "insufficient_cpu": 1}}}, unfit: 1,
+			want:  []fleet.Fit{{Refused: map[string]int{"taint": 2, "affinity": 1, "insufficient_cpu": 1}}}, unfit: 1,
 		},
 		{
 			name:  "a toleration",
 			nodes: []corev1.Node{machine("n2", tainted("gpu", corev1.TaintEffectNoSchedule))},
-			pods:  []*corev1.Pod{fixture("p", tolerating(corev1.Toleration{Key: "gpu", Operator: corev1.TolerationOpExists}))}, want: []Fit{{Node: "n2"}},
+			pods:  []*corev1.Pod{fixture("p", tolerating(corev1.Toleration{Key: "gpu", Operator: corev1.TolerationOpExists}))}, want: []fleet.Fit{{Node: "n2"}},
 		},
 		{
 			name:  "nodes that take nobody are not looked at",
 			nodes: []corev1.Node{machine("n2", func(n *corev1.Node) { n.Spec.Unschedulable = true }), machine("n3", func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionUnknown })},
-			pods:  []*corev1.Pod{fixture("p")}, want: []Fit{{Refused: map[string]int{}}}, unfit: 1,
+			pods:  []*corev1.Pod{fixture("p")}, want: []fleet.Fit{{Refused: map[string]int{}}}, unfit: 1,
 		},
 		{
 			name: "places for pods", nodes: []corev1.Node{machine("n2", func(n *corev1.Node) { n.Status.Allocatable[corev1.ResourcePods] = resource.MustParse("1") })},
-			pods: []*corev1.Pod{fixture("p"), fixture("x", on("n2"))}, want: []Fit{{Refused: map[string]int{"insufficient_pods": 1}}}, unfit: 1,
+			pods: []*corev1.Pod{fixture("p"), fixture("x", on("n2"))}, want: []fleet.Fit{{Refused: map[string]int{"insufficient_pods": 1}}}, unfit: 1,
 		},
 		{
 			name: "a port is taken once", nodes: []corev1.Node{machine("n2")}, pods: []*corev1.Pod{fixture("a", port(80)), fixture("b", port(80))},
-			want: []Fit{{Node: "n2"}, {Refused: map[string]int{"host_port": 1}}}, unfit: 1,
+			want: []fleet.Fit{{Node: "n2"}, {Refused: map[string]int{"host_port": 1}}}, unfit: 1,
 		},
 		{
 			name: "a volume of another node", nodes: []corev1.Node{machine("n2")}, pods: []*corev1.Pod{fixture("p", claim("local"))},
-			want: []Fit{{Refused: map[string]int{"volume": 1}}}, unfit: 1,
+			want: []fleet.Fit{{Refused: map[string]int{"volume": 1}}}, unfit: 1,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -193,7 +195,7 @@ func TestNewPlan_Fit(t *testing.T) {
 			r.Claims = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "local"}, Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "pv"}}}
 			r.Volumes = []corev1.PersistentVolume{localVolume("pv", "n1")}
 			plan := NewPlan(r, []Target{{Name: "n1"}}, Policy{}, noon)
-			var got []Fit
+			var got []fleet.Fit
 			for _, p := range plan.Nodes[0].Pods {
 				got = append(got, *p.Fit)
 			}
@@ -225,7 +227,7 @@ func TestNewPlan_Whole(t *testing.T) {
 	}
 	r.Leases = []coordinationv1.Lease{lease("n1", over), lease("n2", held)}
 	got := NewPlan(r, []Target{{Name: "n1"}, {Name: "n2", UID: "uid-n2"}, {Name: "n3", UID: "another"}, {Name: "n4"}}, Policy{}, noon)
-	if want := (Counts{Evict: 3, Ignore: 1, Block: 1}); got.Counts != want {
+	if want := (fleet.PodCounts{Evict: 3, Ignore: 1, Block: 1}); got.Counts != want {
 		t.Errorf("counts %+v, want %+v", got.Counts, want)
 	}
 	var budgets []string
@@ -261,7 +263,7 @@ func TestNewPlan_Whole(t *testing.T) {
 	if want := [][]string{{"kured", "cluster-autoscaler"}, {"medik8s"}, nil, nil}; !cmp.Equal(actors, want) {
 		t.Errorf("actors %v, want %v", actors, want)
 	}
-	if got.Nodes[2].Fault != NodeReplaced || got.Nodes[3].Fault != NodeGone || len(got.Nodes[2].Pods) != 0 {
+	if got.Nodes[2].Fault != fleet.CodeReplaced || got.Nodes[3].Fault != fleet.CodeNotFound || len(got.Nodes[2].Pods) != 0 {
 		t.Errorf("faults %q %q", got.Nodes[2].Fault, got.Nodes[3].Fault)
 	}
 }
@@ -271,13 +273,13 @@ func TestNewPlan_Missing(t *testing.T) {
 	t.Parallel()
 	r := reading([]corev1.Node{machine("n1")}, fixture("a"), fixture("ds", ownedBy("apps/v1", "DaemonSet", "agent")))
 	r.Missing = []string{"poddisruptionbudgets", "daemonsets"}
-	r.Permissions = []Permission{{Verb: "create", Resource: "pods", Subresource: "eviction"}}
+	r.Permissions = []fleet.ClusterRight{{Verb: "create", Resource: "pods", Subresource: "eviction"}}
 	got := NewPlan(r, []Target{{Name: "n1"}}, Policy{}, noon)
-	if b := got.Nodes[0].Pods[0].Budget; b == nil || b.Allowance != NotEvaluated {
+	if b := got.Nodes[0].Pods[0].Budget; b == nil || b.Allowance != fleet.AllowNotEvaluated {
 		t.Errorf("budget %+v", b)
 	}
-	if p := got.Nodes[0].Pods[1]; p.Verdict != Block || !p.Has(CodeDaemonSetUnknown) {
-		t.Errorf("daemon %+v", p.Class)
+	if p := got.Nodes[0].Pods[1]; p.Verdict != fleet.VerdictBlock || !p.Has(CodeDaemonSetUnknown) {
+		t.Errorf("daemon %+v", p.PodClass)
 	}
 	if !got.Estimate.Blocked {
 		t.Error("a missing permission does not block the estimate")

@@ -47,22 +47,13 @@ type Reading struct {
 	Claims       []corev1.PersistentVolumeClaim
 	Volumes      []corev1.PersistentVolume
 	Leases       []coordinationv1.Lease // of medik8sLeases
-	Permissions  []Permission
+	Permissions  []fleet.ClusterRight
 	// Missing names what the cluster does not let us read. What depends on it is not evaluated.
 	Missing []string
 }
 
-// Permission is something that a drain needs to be allowed.
-type Permission struct {
-	Verb        string `json:"verb"`
-	Group       string `json:"group,omitempty"`
-	Resource    string `json:"resource"`
-	Subresource string `json:"subresource,omitempty"`
-	Allowed     bool   `json:"allowed"`
-}
-
 // needed is the permissions without which a drain is not begun.
-var needed = []Permission{
+var needed = []fleet.ClusterRight{
 	{Verb: "create", Resource: "pods", Subresource: "eviction"},
 	{Verb: "patch", Resource: "nodes"},
 	{Verb: "watch", Resource: "pods"},
@@ -180,7 +171,7 @@ func (r *Reading) podsOfNodes(ctx context.Context, c kubernetes.Interface) error
 }
 
 // allowed asks whether the credential permits something.
-func allowed(ctx context.Context, c kubernetes.Interface, p Permission) (bool, error) {
+func allowed(ctx context.Context, c kubernetes.Interface, p fleet.ClusterRight) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{

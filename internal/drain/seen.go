@@ -50,15 +50,15 @@ func (d *drain) nodeListener() listener[corev1.Node] {
 }
 
 func (d *drain) nodeGone() {
-	d.end(NodeNotFound, "", fmt.Errorf("the node was deleted: %w", fleet.ErrNotFound))
+	d.end(fleet.DrainGone, "", fmt.Errorf("the node was deleted: %w", fleet.ErrNotFound))
 }
 
 func (d *drain) putNode(n *corev1.Node) {
 	switch {
 	case string(n.UID) != d.job.UID:
-		d.end(NodeOther, "", fmt.Errorf("another node has the name: %w", fleet.ErrConflict))
+		d.end(fleet.DrainReplaced, "", fmt.Errorf("another node has the name: %w", fleet.ErrConflict))
 	case !n.Spec.Unschedulable:
-		d.end(NodeUncordoned, "", fmt.Errorf("somebody uncordoned the node: %w", fleet.ErrConflict))
+		d.end(fleet.DrainUncordoned, "", fmt.Errorf("somebody uncordoned the node: %w", fleet.ErrConflict))
 	default:
 		d.node = n
 	}
@@ -91,7 +91,7 @@ func (d *drain) budgetListener() listener[policyv1.PodDisruptionBudget] {
 func (d *drain) budgetsMoved() {
 	woken := map[string]int32{}
 	for _, p := range d.sorted() {
-		if p.state != PodBlockedByPDB && p.state != PodBlockedByPDBs {
+		if p.state != fleet.PodBlockedByPDB && p.state != fleet.PodBlockedByPDBs {
 			continue
 		}
 		if d.mayGo(p.obj, woken) {
@@ -115,7 +115,7 @@ func (d *drain) mayGo(p *corev1.Pod, woken map[string]int32) bool {
 	}
 	allowance, _, _ := standing(b)
 	key := b.Namespace + "/" + b.Name
-	if allowance != Now || woken[key] >= b.Status.DisruptionsAllowed {
+	if allowance != fleet.AllowNow || woken[key] >= b.Status.DisruptionsAllowed {
 		return false
 	}
 	woken[key]++
@@ -147,7 +147,7 @@ func (d *drain) putPod(o *corev1.Pod) {
 	p := d.pods[o.UID]
 	if p == nil {
 		p = &pod{late: d.began}
-		p.at = PodProgress{Namespace: o.Namespace, Name: o.Name, UID: string(o.UID)}
+		p.at = fleet.PodProgress{Namespace: o.Namespace, Name: o.Name, UID: string(o.UID)}
 		if owner := metav1.GetControllerOf(o); owner != nil {
 			p.at.OwnerKind, p.at.OwnerName = owner.Kind, owner.Name
 		}
@@ -155,7 +155,7 @@ func (d *drain) putPod(o *corev1.Pod) {
 	}
 	p.obj = o
 	d.look(p)
-	if p.state == PodBlockedByPDB && d.mayGo(o, map[string]int32{}) && !ready(o) {
+	if p.state == fleet.PodBlockedByPDB && d.mayGo(o, map[string]int32{}) && !ready(o) {
 		p.retry = time.Time{} // it is not ready any more, and its budget does not mind then
 	}
 }
@@ -166,7 +166,7 @@ func (d *drain) removePod(o *corev1.Pod) {
 	if p == nil {
 		return
 	}
-	d.set(p, PodGone, nil)
+	d.set(p, fleet.PodGone, nil)
 	d.gone = append(d.gone, p.at)
 	delete(d.pods, o.UID)
 }
@@ -176,49 +176,49 @@ func (d *drain) look(p *pod) {
 	o := p.obj
 	if key, ok := daemonSetOf(o); ok && (d.owners[key] == nil || d.owners[key].found == Unknown) {
 		if p.state == "" {
-			d.set(p, PodPending, nil)
+			d.set(p, fleet.PodPending, nil)
 		}
 		return
 	}
 	p.class = Classify(o, d.job.Options.Policy, d.known(o), time.Now())
 	p.at.Reasons = p.class.Reasons
 	switch p.class.Verdict {
-	case Ignore:
-		d.set(p, PodIgnored, nil)
-	case Block:
-		if p.state != PodTerminating { // accepted already; the watch has not caught up
-			d.set(p, PodBlocked, nil)
+	case fleet.VerdictIgnore:
+		d.set(p, fleet.PodIgnored, nil)
+	case fleet.VerdictBlock:
+		if p.state != fleet.PodTerminating { // accepted already; the watch has not caught up
+			d.set(p, fleet.PodBlocked, nil)
 		}
-	case Wait:
+	case fleet.VerdictWait:
 		if o.DeletionTimestamp == nil {
-			d.set(p, PodWaiting, nil)
+			d.set(p, fleet.PodWaiting, nil)
 			return
 		}
 		until := o.DeletionTimestamp.UTC()
-		if p.state != PodOverdue {
-			d.set(p, PodTerminating, func(at *PodProgress) { at.Until = &until })
+		if p.state != fleet.PodOverdue {
+			d.set(p, fleet.PodTerminating, func(at *fleet.PodProgress) { at.Until = &until })
 		}
-	case Evict:
+	case fleet.VerdictEvict:
 		switch p.state {
-		case "", PodPending, PodIgnored, PodBlocked, PodWaiting:
+		case "", fleet.PodPending, fleet.PodIgnored, fleet.PodBlocked, fleet.PodWaiting:
 			if owner := metav1.GetControllerOf(o); p.late && owner != nil && d.returns[owner.UID] && toleratesCordon(o) {
-				d.set(p, PodSkipped, func(at *PodProgress) { at.Message = "it keeps returning: it tolerates the cordon" })
+				d.set(p, fleet.PodSkipped, func(at *fleet.PodProgress) { at.Message = "it keeps returning: it tolerates the cordon" })
 				return
 			}
-			d.set(p, PodQueued, nil)
+			d.set(p, fleet.PodQueued, nil)
 		default:
 		}
 	}
 }
 
 // set moves a pod and tells of it, if it moved.
-func (d *drain) set(p *pod, s PodState, more func(*PodProgress)) {
+func (d *drain) set(p *pod, s fleet.PodState, more func(*fleet.PodProgress)) {
 	before := p.at
 	p.at.State, p.at.Message, p.at.Until, p.at.Budgets, p.at.Needed, p.at.Healthy = s, "", nil, nil, 0, 0
 	if more != nil {
 		more(&p.at)
 	}
-	if s == PodEvicting || s == PodBlockedByPDB || s == PodBlockedByPDBs {
+	if s == fleet.PodEvicting || s == fleet.PodBlockedByPDB || s == fleet.PodBlockedByPDBs {
 		for _, b := range d.match.of(p.obj) {
 			p.at.Budgets = append(p.at.Budgets, b.Name)
 		}
@@ -229,7 +229,7 @@ func (d *drain) set(p *pod, s PodState, more func(*PodProgress)) {
 	}
 	at := p.at
 	at.Reasons = slices.Clone(at.Reasons)
-	d.tell(Event{Pod: &at})
+	d.tell(fleet.DrainEvent{Pod: &at})
 }
 
 func sameTime(a, b *time.Time) bool {
@@ -237,15 +237,15 @@ func sameTime(a, b *time.Time) bool {
 }
 
 // enter moves the node and tells of it, if it moved.
-func (d *drain) enter(s NodeState, message string) {
+func (d *drain) enter(s fleet.DrainState, message string) {
 	if d.state == s && d.message == message {
 		return
 	}
 	d.state, d.message = s, message
-	d.tell(Event{NodeState: s, Message: message})
+	d.tell(fleet.DrainEvent{NodeState: s, Message: message})
 }
 
-func (d *drain) tell(e Event) {
+func (d *drain) tell(e fleet.DrainEvent) {
 	d.seq++
 	e.Seq, e.At, e.NodeRef, e.NodeUID = d.seq, time.Now().UTC(), d.job.Node, d.job.UID
 	if d.job.Events != nil {
@@ -258,7 +258,7 @@ func (d *drain) result() Result {
 	for _, p := range d.sorted() {
 		out.Pods = append(out.Pods, p.at)
 	}
-	if out.State == NodeDrained || out.State == NodePartial {
+	if out.State == fleet.DrainDone || out.State == fleet.DrainPartial {
 		out.Volumes = d.left()
 	}
 	return out

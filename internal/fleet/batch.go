@@ -9,16 +9,39 @@ type Action string
 const (
 	ActionCordon   Action = "cordon"
 	ActionUncordon Action = "uncordon"
+	ActionDrain    Action = "drain"
+	ActionLabels   Action = "labels"
+	ActionTaints   Action = "taints"
+	ActionCopy     Action = "copy-taints"
+	ActionTemplate Action = "apply-template"
+	ActionRevert   Action = "revert"
 )
 
-// Permission is what a caller must hold for the action. Ok is false for an unknown action.
+// Actions are all of them, in the order in which people meet them.
+func Actions() []Action {
+	return []Action{
+		ActionCordon, ActionUncordon, ActionDrain, ActionLabels, ActionTaints, ActionCopy, ActionTemplate, ActionRevert,
+	}
+}
+
+// Permission is what a caller must hold for the action, whatever its fields are. Ok is false for an unknown action.
 func (a Action) Permission() (p Permission, ok bool) {
 	switch a {
 	case ActionCordon, ActionUncordon:
 		return PermNodeCordon, true
+	case ActionDrain:
+		return PermNodeDrain, true
+	case ActionLabels, ActionTaints, ActionCopy, ActionTemplate:
+		return PermNodeEdit, true
+	case ActionRevert:
+		return PermNodeCordon, true // and whatever taking back needs, see Operation.Permissions
 	}
 	return "", false
 }
+
+// Reversible tells whether what was done can be taken back, and doing it twice does no harm. Batches of such actions go
+// on by themselves after a crash; the others wait for a person.
+func (a Action) Reversible() bool { return a != ActionDrain }
 
 // ForeignPolicy says what uncordon does with a node that somebody else cordoned.
 type ForeignPolicy string
@@ -29,21 +52,116 @@ const (
 	ForeignInclude ForeignPolicy = "include"
 )
 
-// Operation is one verb with its fields: what is done to each node of a batch.
+// EditMode says how a list of labels or taints is meant.
+type EditMode string
+
+// The modes.
+const (
+	// EditAdd sets and removes what is named and leaves the rest.
+	EditAdd EditMode = "add"
+	// EditReplace of labels changes the values of keys that a node has and adds none. Of taints, and of taints that are
+	// copied, it makes the node's own taints exactly those named; the taints of controllers stay.
+	EditReplace EditMode = "replace"
+	// EditMerge is EditAdd by the name that copying has for it.
+	EditMerge EditMode = "merge"
+)
+
+// ConflictPolicy says what is done with a node that has another value.
+type ConflictPolicy string
+
+// The policies. The same value is never a conflict.
+const (
+	ConflictFail      ConflictPolicy = "fail"
+	ConflictSkip      ConflictPolicy = "skip"
+	ConflictOverwrite ConflictPolicy = "overwrite"
+)
+
+// Operation is one verb with its fields: what is done to each node of a batch. Its JSON has the names of the HTTP
+// contract. Labels and Taints are lines as kubectl takes them; once a batch is made they are what is done, whichever
+// template or node they came from.
 type Operation struct {
-	Action  Action        `json:"action"`
-	Reason  string        `json:"reason,omitempty"`
-	Foreign ForeignPolicy `json:"foreign,omitempty"` // uncordon only
+	Action         Action         `json:"action"`
+	Reason         string         `json:"reason,omitempty"`
+	Foreign        ForeignPolicy  `json:"foreign,omitempty"` // uncordon only
+	Drain          *DrainOptions  `json:"drain,omitempty"`
+	Labels         []string       `json:"labels,omitempty"` // key=value, key-
+	Taints         []string       `json:"taints,omitempty"` // key[=value]:Effect, key:Effect-, key-
+	Mode           EditMode       `json:"mode,omitempty"`
+	OnConflict     ConflictPolicy `json:"on_conflict,omitempty"`
+	AllowProtected bool           `json:"allow_protected,omitempty"` // labels that placement and storage rely on
+	Source         *NodeRef       `json:"source,omitempty"`          // copy-taints
+	Template       *TemplateUse   `json:"template,omitempty"`
+	Revert         string         `json:"revert,omitempty"` // id of the batch that is taken back
+}
+
+// DrainOptions are what a person chose for a drain; kubectl's words and defaults. The zero value consents to nothing.
+type DrainOptions struct {
+	GracePeriodSeconds int    `json:"grace_period_seconds"` // -1: the pod's own
+	TimeoutSeconds     int    `json:"timeout_seconds"`      // for each node; 0: the default of 30 minutes
+	DeleteEmptyDirData bool   `json:"delete_emptydir_data"` // what is in emptyDir volumes is lost
+	Force              bool   `json:"force"`                // pods that nobody makes again
+	PodSelector        string `json:"pod_selector,omitempty"`
+	DisableEviction    bool   `json:"disable_eviction"`             // delete, past every budget
+	UncordonAfter      bool   `json:"uncordon_after"`               // only what this batch cordoned
+	IgnoreOptOut       bool   `json:"ignore_opt_out"`               // pods whose owners ask not to be disturbed
+	SkipStuckSeconds   int    `json:"skip_wait_for_delete_timeout"` // let go of pods so long after their grace period; 0: never
+	WaitReplacements   bool   `json:"wait_for_replacements"`        // before the node counts as done, what it lost is ready elsewhere
+}
+
+// TemplateUse is a template as it was applied: the version does not move when the template does.
+type TemplateUse struct {
+	ID      string            `json:"id"`
+	Name    string            `json:"name"`
+	Version int               `json:"version"`
+	Values  map[string]string `json:"values,omitempty"`
+}
+
+// Template is a named set of labels and taints, as lines with the grammar of Operation. A value may hold placeholders
+// {{name}}, each with the values that may be chosen for it. Every change makes a new version; old ones stay readable.
+type Template struct {
+	ID        string              `json:"id"`
+	Name      string              `json:"name"`
+	Version   int                 `json:"version"`
+	Note      string              `json:"note,omitempty"`
+	Labels    []string            `json:"labels"`
+	Taints    []string            `json:"taints"`
+	Values    map[string][]string `json:"values"` // placeholder → what may be chosen; the first is the default; empty: anything
+	CreatedBy string              `json:"created_by"`
+	CreatedAt time.Time           `json:"created_at"` // of this version
+}
+
+// BatchOrder says in which order nodes are worked on.
+type BatchOrder string
+
+// The orders.
+const (
+	OrderGiven BatchOrder = "given" // as listed
+	OrderZone  BatchOrder = "zone"  // zone by zone, nodes of the control plane last
+)
+
+// Rollout says how a batch goes over its nodes. Its zero value works on as many nodes at once as the action does by
+// default, in the order given, and never stops by itself.
+type Rollout struct {
+	MaxConcurrent  int           `json:"max_concurrent"`  // nodes worked on at once
+	PerCluster     int           `json:"per_cluster"`     // of them in one cluster; 0: no such limit
+	PerZone        int           `json:"per_zone"`        // of them in one zone; 0: no such limit
+	MaxUnavailable int           `json:"max_unavailable"` // nodes of a cluster that are worked on, not ready or cordoned by others; 0: no such limit
+	MaxFailures    int           `json:"max_failures"`    // stop after so many failed nodes; 0: never
+	PauseBetween   time.Duration `json:"pause_between"`   // wait before each further node starts
+	Canary         int           `json:"canary"`          // pause after so many nodes until a person goes on
+	Order          BatchOrder    `json:"order"`
 }
 
 // BatchSpec is what a person asks for. The nodes are refs as asked; UIDs are frozen when the batch is made.
 type BatchSpec struct {
 	Operation
+	Rollout
 	Nodes          []NodeRef
-	MaxConcurrent  int           // nodes worked on at once; 0: the default of the action
-	MaxFailures    int           // stop after so many failed nodes; 0: never
-	PauseBetween   time.Duration // wait before each further node starts
-	IdempotencyKey string        // "" for none; unique per person
+	IdempotencyKey string // "" for none; unique per person
+	Confirm        string // what the plan asked to be typed
+	PlanDigest     string // of the plan that the person saw; "" for none
+	// Parent is the batch that this one repeats or takes back, "" for none; set by the engine.
+	Parent string
 }
 
 // BatchState is where a batch is in its life.
@@ -96,8 +214,24 @@ type Item struct {
 	Changed   bool   // whether the cluster was written
 	StartedAt time.Time
 	EndedAt   time.Time
-	Attempt   int   // how often it was claimed; more than 1 after a crash or an interruption in the middle of it
-	Version   int64 // version of the batch at the item's last change
+	Attempt   int            // how often it was claimed; more than 1 after a crash or an interruption in the middle of it
+	Version   int64          // version of the batch at the item's last change
+	Zone      string         // frozen at submit; "" for a node without one
+	Edits     []Edit         // what was changed: found and left
+	Undo      []Edit         // of a revert: what is to be taken back, frozen at submit
+	Drain     *DrainProgress // of a drain, once it was begun
+}
+
+// Task is one item of a batch in the hands of whoever does it.
+type Task struct {
+	By        Caller
+	Batch     string
+	Item      Item
+	Operation Operation
+	// Tell takes every transition of a drain. It does not block; nil drops them.
+	Tell func(DrainEvent)
+	// Held tells whether the batch is paused, and gives a channel that is closed when that changes. Nil: it never is.
+	Held func() (held bool, changed <-chan struct{})
 }
 
 // Counts are derived from the items, never kept beside them.
@@ -110,22 +244,22 @@ func (c Counts) Finished() int { return c.Succeeded + c.Failed + c.Skipped + c.C
 
 // Batch is one operation over a frozen list of nodes. Version moves by one with every change of the batch or an item.
 type Batch struct {
-	ID            string
-	Operation     Operation
-	State         BatchState
-	Outcome       BatchOutcome // "" until done
-	CreatedBy     string       // name of the person
-	CreatedByID   string
-	CreatedAt     time.Time
-	StartedAt     time.Time
-	EndedAt       time.Time
-	CancelledBy   string // "" unless somebody asked to cancel
-	MaxConcurrent int
-	MaxFailures   int
-	PauseBetween  time.Duration
-	Note          string // why it is interrupted or was stopped
-	Version       int64
-	Counts        Counts
+	ID          string
+	Operation   Operation
+	State       BatchState
+	Outcome     BatchOutcome // "" until done
+	CreatedBy   string       // name of the person
+	CreatedByID string
+	CreatedAt   time.Time
+	StartedAt   time.Time
+	EndedAt     time.Time
+	CancelledBy string // "" unless somebody asked to cancel
+	PausedBy    string // "" unless it is paused; its own canary pauses a batch too
+	Parent      string // batch that this one repeats or takes back
+	Rollout     Rollout
+	Note        string // why it is interrupted, was stopped or does not start further nodes
+	Version     int64
+	Counts      Counts
 }
 
 // BatchFilter narrows a list of batches; zero fields do not narrow. Limit 0 is the default of the store.
@@ -143,25 +277,36 @@ type ItemResult struct {
 	Code    string
 	Message string // why it was skipped
 	Changed bool
+	Edits   []Edit // what was changed
+	Drain   *DrainProgress
 }
 
 // Codes of items, for programs and as catalogue keys. A plain success has none.
 const (
-	CodeUnchanged     = "unchanged"      // the node already was as asked
-	CodeCleaned       = "cleaned"        // already schedulable; the note of an earlier cordon was removed
-	CodeNotFound      = "not_found"      // no such node
-	CodeReplaced      = "replaced"       // another node of the same name
-	CodeForeignCordon = "foreign_cordon" // cordoned by somebody who is not us
-	CodeUndone        = "undone"         // the change had landed, and somebody took it back since
-	CodeForbidden     = "forbidden"      // the cluster does not permit it
-	CodeUnauthorized  = "unauthorized"   // the cluster does not accept our credential
-	CodeConflict      = "conflict"       // other writers were faster, again and again
-	CodeUnavailable   = "unavailable"    // the cluster could not be reached, or did not answer in time
-	CodeInvalid       = "invalid"        // the cluster refused the content of the change
-	CodeFailed        = "failed"         // anything else
-	CodeCancelled     = "cancelled"      // not started: somebody cancelled the batch
-	CodeStopped       = "stopped"        // not started: the stop rule of the batch
-	CodeAuthorityLost = "authority_lost" // not started: the person behind the batch may no longer do this
+	CodeUnchanged     = "unchanged"       // the node already was as asked
+	CodeCleaned       = "cleaned"         // already schedulable; the note of an earlier cordon was removed
+	CodeNotFound      = "not_found"       // no such node
+	CodeReplaced      = "replaced"        // another node of the same name
+	CodeForeignCordon = "foreign_cordon"  // cordoned by somebody who is not us
+	CodeUndone        = "undone"          // the change had landed, and somebody took it back since
+	CodeForbidden     = "forbidden"       // the cluster does not permit it
+	CodeUnauthorized  = "unauthorized"    // the cluster does not accept our credential
+	CodeConflict      = "conflict"        // other writers were faster, again and again
+	CodeUnavailable   = "unavailable"     // the cluster could not be reached, or did not answer in time
+	CodeInvalid       = "invalid"         // the cluster refused the content of the change
+	CodeFailed        = "failed"          // anything else
+	CodeCancelled     = "cancelled"       // not started: somebody cancelled the batch
+	CodeStopped       = "stopped"         // not started: the stop rule of the batch
+	CodeAuthorityLost = "authority_lost"  // not started: the person behind the batch may no longer do this
+	CodeSkipped       = "skipped"         // a person left it out
+	CodeProtected     = "protected"       // a label that placement and storage rely on, or a taint that a controller owns
+	CodeChangedSince  = "changed_since"   // of a revert: somebody changed it since
+	CodeNothing       = "nothing_to_undo" // of a revert: the batch had not changed this node
+	CodeBlocked       = "blocked"         // pods need a consent that was not given
+	CodeTimedOut      = "timed_out"       // the drain took longer than it was given; the node stays cordoned
+	CodePartial       = "partial"         // drained but for pods that were left out
+	CodeUncordoned    = "uncordoned"      // somebody made the node schedulable while it was drained
+	CodeLocked        = "locked"          // somebody else holds the node's lease in the cluster
 )
 
 // OutcomeOf derives the outcome of a batch whose items are all finished. Stopped tells that a person or the loss of
@@ -186,6 +331,7 @@ type BatchDraft struct {
 	Key    string // idempotency key, "" for none
 	Digest string // of the request, to tell the same request from another one under the same key
 	Intent Entry
+	Plan   *Plan // that the batch was made by, nil for none
 }
 
 // BatchLease is the right to work on a batch. Every step names it, and the store refuses a step whose epoch is not the
@@ -195,6 +341,14 @@ type BatchLease struct {
 	Holder string
 	Epoch  int64
 	Idle   time.Duration // how long nobody had worked on the batch when this lease began
+	Clean  bool          // nobody had begun, or the owner before gave the lease back: no process died over it
+}
+
+// BatchSteer is what people asked of a batch, as its owner learns it with every renewal.
+type BatchSteer struct {
+	CancelledBy string
+	PausedBy    string
+	Skip        []int // items that are being done and are to be let go
 }
 
 // BatchEnd is how an owner closes a batch: items that were never started become cancelled with Code and Error.

@@ -29,11 +29,18 @@ const (
 	PermNodesView  Permission = "nodes.view"  // nodes, clusters, streams
 	PermBatchView  Permission = "batch.view"  // batches of everybody
 	PermNodeCordon Permission = "node.cordon" // cordon and uncordon, and steering such batches
+	PermNodeDrain  Permission = "node.drain"  // drain within budgets
+	PermNodeEdit   Permission = "node.edit"   // labels and taints
 	PermUsersAdmin Permission = "users.admin" // people
 	PermAuditView  Permission = "audit.view"  // the record
 
 	PermClusterRetry Permission = "cluster.retry" // try to reach a cluster now
 	PermClusterAdmin Permission = "cluster.admin" // say which cluster is the right one
+
+	PermTemplates  Permission = "templates.edit"         // make and change templates
+	PermNoExecute  Permission = "node.no_execute"        // taints that delete pods
+	PermPastBudget Permission = "node.drain_past_budget" // delete pods that a budget guards
+	PermProtected  Permission = "node.protected_labels"  // labels that placement and storage rely on
 )
 
 // grants is the one table that says which role holds which permission.
@@ -41,10 +48,12 @@ var grants = map[Role]map[Permission]bool{
 	RoleViewer: {PermSelf: true, PermNodesView: true, PermBatchView: true},
 	RoleOperator: {
 		PermSelf: true, PermNodesView: true, PermBatchView: true, PermNodeCordon: true, PermClusterRetry: true,
+		PermNodeDrain: true, PermNodeEdit: true, PermTemplates: true,
 	},
 	RoleAdmin: {
 		PermSelf: true, PermNodesView: true, PermBatchView: true, PermNodeCordon: true,
 		PermUsersAdmin: true, PermAuditView: true, PermClusterRetry: true, PermClusterAdmin: true,
+		PermNodeDrain: true, PermNodeEdit: true, PermTemplates: true, PermNoExecute: true, PermPastBudget: true, PermProtected: true,
 	},
 }
 

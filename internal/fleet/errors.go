@@ -29,6 +29,10 @@ var (
 	ErrLeaseLost = errors.New("lease lost")
 	// ErrCancelled says that somebody asked to cancel the batch: no further item may be claimed.
 	ErrCancelled = errors.New("cancelled")
+	// ErrPaused says that somebody paused the batch: no further item may be claimed until it goes on.
+	ErrPaused = errors.New("paused")
+	// ErrSkipped says that a person let go of a node in the middle of it.
+	ErrSkipped = errors.New("skipped")
 )
 
 // FieldError says which field of an input is wrong. It is ErrInvalid.

@@ -57,6 +57,8 @@ func (w *whole) Caller(context.Context, string) (fleet.Caller, error) {
 // Clusters and Node make whole the cache, with live reads: what the person saw a moment ago.
 func (w *whole) Clusters() []fleet.Cluster { return []fleet.Cluster{{Name: w.cluster.Name}} }
 
+func (w *whole) Unavailable(string) []string { return nil }
+
 func (w *whole) Node(ref fleet.NodeRef) (*fleet.Node, error) {
 	n, err := w.cluster.Client().CoreV1().Nodes().Get(w.t.Context(), ref.Name, metav1.GetOptions{})
 	if err != nil {
@@ -98,7 +100,7 @@ func setUp(t *testing.T, cluster *kubetest.Cluster, cfg *rest.Config) *whole {
 		Logger: logger,
 	})
 	w.engine = batch.New(batch.Config{
-		Store: s, Doer: w.ops, Authorizer: w.ops, Lookup: w, Logger: logger, Holder: "a",
+		Store: s, Doer: w.ops, Authorizer: w.ops, Planner: w.ops, Lookup: w, Logger: logger, Holder: "a",
 		Notify: func(string) {
 			select {
 			case w.changed <- struct{}{}:
@@ -501,7 +503,7 @@ func TestCluster_DemotionStopsTheBatch(t *testing.T) {
 	w := setUp(t, c, c.REST())
 	nodes := makeNodes(t, c, 30)
 	mark := c.AuditLog(t).Mark()
-	spec := fleet.BatchSpec{Operation: cordon, MaxConcurrent: 2, PauseBetween: 20 * time.Millisecond}
+	spec := fleet.BatchSpec{Operation: cordon, Rollout: fleet.Rollout{MaxConcurrent: 2, PauseBetween: 20 * time.Millisecond}}
 	for _, n := range nodes {
 		spec.Nodes = append(spec.Nodes, fleet.NodeRef{Cluster: c.Name, Name: n})
 	}
@@ -591,7 +593,7 @@ func TestCluster_KilledInTheMiddle(t *testing.T) {
 	for _, at := range []int{8, 20} {
 		dead := &deadline{Store: w.store, after: at * 2, dead: make(chan struct{})}
 		doomed := batch.New(batch.Config{
-			Store: dead, Doer: w.ops, Authorizer: w.ops, Lookup: w, Logger: slog.New(slog.DiscardHandler), Holder: "a",
+			Store: dead, Doer: w.ops, Authorizer: w.ops, Planner: w.ops, Lookup: w, Logger: slog.New(slog.DiscardHandler), Holder: "a",
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)

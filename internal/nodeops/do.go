@@ -63,17 +63,17 @@ var verbs = map[fleet.Action]verb{
 }
 
 // Do brings one node of a batch to what the operation asks for. See batch.Doer for the contract.
-func (o *Ops) Do(ctx context.Context, by fleet.Caller, batch string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error) {
-	now, err := o.authority(ctx, by, batch, it, op)
+func (o *Ops) Do(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
+	now, err := o.authority(ctx, t.By, t.Batch, t.Item, t.Operation)
 	if err != nil {
 		return fleet.ItemResult{}, err
 	}
-	return o.run(ctx, work{by: now, batch: batch, item: it, op: op, at: time.Now().UTC()})
+	return o.run(ctx, work{by: now, batch: t.Batch, item: t.Item, op: t.Operation, at: time.Now().UTC()})
 }
 
 // Resolve tells what became of a node that was being worked on when its batch ended. It writes nothing to the cluster.
-func (o *Ops) Resolve(ctx context.Context, by fleet.Caller, batch string, it fleet.Item, op fleet.Operation) (fleet.ItemResult, error) {
-	return o.run(ctx, work{by: by, batch: batch, item: it, op: op, at: time.Now().UTC(), readOnly: true})
+func (o *Ops) Resolve(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
+	return o.run(ctx, work{by: t.By, batch: t.Batch, item: t.Item, op: t.Operation, at: time.Now().UTC(), readOnly: true})
 }
 
 func (o *Ops) run(ctx context.Context, w work) (fleet.ItemResult, error) {

@@ -240,7 +240,7 @@ func (r *rig) do(op fleet.Operation, change ...func(*fleet.Item)) (fleet.ItemRes
 	for _, c := range change {
 		c(&it)
 	}
-	return r.ops.Do(r.t.Context(), ada, "b1", it, op)
+	return r.ops.Do(r.t.Context(), fleet.Task{By: ada, Batch: "b1", Item: it, Operation: op})
 }
 
 // again is an item of which an earlier attempt was interrupted.

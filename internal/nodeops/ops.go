@@ -69,8 +69,7 @@ const (
 	keyErr   = "err"
 )
 
-// Authorize tells whether a person may do an operation to all of some nodes, and whether its fields make sense. A
-// refusal goes on record.
+// Authorize tells whether a person may do an operation to all of some nodes. A refusal goes on record.
 func (o *Ops) Authorize(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) error {
 	perm, ok := op.Action.Permission()
 	if !ok || verbs[op.Action] == nil {
@@ -89,7 +88,21 @@ func (o *Ops) Authorize(ctx context.Context, by fleet.Caller, op fleet.Operation
 		o.denied(ctx, by, "", op, ref, fmt.Sprintf("the role %q does not have %s", by.Role, perm))
 		return err
 	}
-	return checkFields(op)
+	return nil
+}
+
+// Prepare authorizes an operation, checks its fields and completes it. See batch.Authorizer for the contract.
+func (o *Ops) Prepare(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) (fleet.Operation, error) {
+	if err := o.Authorize(ctx, by, op, refs); err != nil {
+		return op, err
+	}
+	if err := checkFields(op); err != nil {
+		return op, err
+	}
+	if op.Action == fleet.ActionUncordon && op.Foreign == "" {
+		op.Foreign = fleet.ForeignSkip
+	}
+	return op, nil
 }
 
 // checkFields checks the action's own fields.

@@ -588,7 +588,7 @@ func TestDo_ClusterTrouble(t *testing.T) {
 				}
 				return nil, nil
 			}
-			_, err := r.ops.Do(ctx, ada, "b1", fleet.Item{Ref: n1, UID: "uid-1", Attempt: 1}, cordonOp)
+			_, err := r.ops.Do(ctx, fleet.Task{By: ada, Batch: "b1", Item: fleet.Item{Ref: n1, UID: "uid-1", Attempt: 1}, Operation: cordonOp})
 			if !errors.Is(err, context.Canceled) {
 				t.Errorf("Do: %v", err)
 			}
@@ -637,7 +637,7 @@ func TestResolve_WritesNothing(t *testing.T) {
 				}
 				r.people.err = fleet.ErrUnauthenticated // the batch may have ended because of that
 				time.Sleep(time.Hour)
-				res, err := r.ops.Resolve(t.Context(), ada, "b1", fleet.Item{Ref: n1, UID: "uid-1", Attempt: 1}, tt.op)
+				res, err := r.ops.Resolve(t.Context(), fleet.Task{By: ada, Batch: "b1", Item: fleet.Item{Ref: n1, UID: "uid-1", Attempt: 1}, Operation: tt.op})
 				if err != nil || res.State != tt.want || res.Changed != tt.change {
 					t.Errorf("Resolve = %+v, %v", res, err)
 				}
@@ -691,7 +691,7 @@ func TestAuthorize_NamesTheField(t *testing.T) {
 		{fleet.Operation{Action: fleet.ActionCordon, Foreign: fleet.ForeignSkip}, "foreign", "uncordon"},
 		{fleet.Operation{Action: fleet.ActionUncordon, Foreign: "all"}, "foreign", `"all"`},
 	} {
-		err := r.ops.Authorize(t.Context(), ada, tt.op, []fleet.NodeRef{n1})
+		_, err := r.ops.Prepare(t.Context(), ada, tt.op, []fleet.NodeRef{n1})
 		fe, ok := errors.AsType[*fleet.FieldError](err)
 		if !ok || fe.Field != tt.field || !strings.Contains(fe.Message, tt.part) {
 			t.Errorf("%+v: %v, want %s to name %s", tt.op, err, tt.field, tt.part)
@@ -699,7 +699,7 @@ func TestAuthorize_NamesTheField(t *testing.T) {
 	}
 	for _, reason := range []string{"", strings.Repeat("ä", 200), "换硬盘 👩‍🔧 – ok"} {
 		op := fleet.Operation{Action: fleet.ActionCordon, Reason: reason}
-		if err := r.ops.Authorize(t.Context(), ada, op, []fleet.NodeRef{n1}); err != nil {
+		if _, err := r.ops.Prepare(t.Context(), ada, op, []fleet.NodeRef{n1}); err != nil {
 			t.Errorf("reason %q: %v", reason, err)
 		}
 	}

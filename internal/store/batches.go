@@ -46,8 +46,9 @@ func (r batchRow) batch() (fleet.Batch, error) {
 		ID: r.ID, State: fleet.BatchState(r.State), Outcome: fleet.BatchOutcome(r.Outcome),
 		CreatedBy: r.CreatedBy, CreatedByID: r.CreatedByID,
 		CreatedAt: moment(r.CreatedAt), StartedAt: moment(r.StartedAt), EndedAt: moment(r.EndedAt),
-		CancelledBy: r.CancelledBy, MaxConcurrent: r.MaxConcurrent, MaxFailures: r.MaxFailures,
-		PauseBetween: time.Duration(r.PauseBetween), Note: r.Note, Version: r.Version,
+		CancelledBy: r.CancelledBy, Note: r.Note, Version: r.Version, Rollout: fleet.Rollout{
+			MaxConcurrent: r.MaxConcurrent, MaxFailures: r.MaxFailures, PauseBetween: time.Duration(r.PauseBetween),
+		},
 	}
 	if err := json.Unmarshal([]byte(r.Operation), &b.Operation); err != nil {
 		return fleet.Batch{}, fmt.Errorf("reading the operation of batch %s: %w", r.ID, err)
@@ -141,7 +142,7 @@ func (t *Tx) createBatch(d fleet.BatchDraft) (fleet.Batch, error) {
 		version, idempotency_key, digest, lease_holder, lease_epoch, lease_until, resume_at)
 		VALUES (?, ?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, 0, 0, '', ?, ?, ?, '', 1, ?, ?, '', 0, 0, 0)`,
 		b.ID, string(b.Operation.Action), string(op), string(fleet.BatchQueued), d.By.Name, d.By.UserID, string(d.By.Role),
-		d.By.Session, d.By.Via, d.By.Addr, micros(b.CreatedAt), b.MaxConcurrent, b.MaxFailures, int64(b.PauseBetween),
+		d.By.Session, d.By.Via, d.By.Addr, micros(b.CreatedAt), b.Rollout.MaxConcurrent, b.Rollout.MaxFailures, int64(b.Rollout.PauseBetween),
 		key, d.Digest); err != nil {
 		return fleet.Batch{}, raced("writing a batch", err)
 	}

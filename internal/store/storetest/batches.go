@@ -72,8 +72,8 @@ func draft(id string, nodes ...string) fleet.BatchDraft {
 	d := fleet.BatchDraft{
 		Batch: fleet.Batch{
 			ID: id, Operation: fleet.Operation{Action: fleet.ActionCordon, Reason: "disk swap"}, State: fleet.BatchQueued,
-			CreatedBy: ada.Name, CreatedByID: ada.UserID, CreatedAt: start, MaxConcurrent: 10, MaxFailures: 3,
-			PauseBetween: 1500 * time.Millisecond,
+			CreatedBy: ada.Name, CreatedByID: ada.UserID, CreatedAt: start,
+			Rollout: fleet.Rollout{MaxConcurrent: 10, MaxFailures: 3, PauseBetween: 1500 * time.Millisecond},
 		},
 		By: ada, Digest: "d-" + id,
 		Intent: fleet.Entry{Actor: ada.Name, Via: ada.Via, Action: "batch.create", Phase: "intent", Batch: id},
