@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/kube-node-manager/kube-node-manager/handlers"
@@ -105,6 +106,8 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
 		Record:  record, Authority: authority{a.store}, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
+		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
 	})
 	a.engine = batch.New(batch.Config{
 		Store: a.store, Doer: verbs, Authorizer: verbs, Planner: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },

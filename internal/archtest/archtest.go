@@ -41,7 +41,7 @@ var rules = map[string]rule{
 	},
 	"internal/kube": {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
 	"internal/nodeops": {
-		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
+		ours: []string{"internal/drain", "internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
 	},
 	"internal/drain": {
 		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},

@@ -55,6 +55,14 @@ type Serve struct {
 	LogLevel      slog.Level
 	Streams       Streams
 	CacheBytes    int64 // for nodes and their rendered rows
+
+	LeaseNamespace string // where the leases of nodes that are drained are, in each cluster
+	Pod            Pod    // that this process runs in; zero outside of a cluster
+}
+
+// Pod names the pod of this process.
+type Pod struct {
+	Namespace, Name string
 }
 
 // Streams bounds the live streams that may be open at once; all are positive.

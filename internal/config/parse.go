@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,9 +43,11 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
-	CacheMaxBytes int64  `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
-	LogFormat     string `default:"json" enum:"json,text" help:"json or text."`
-	LogLevel      string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	CacheMaxBytes  int64  `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
+	LeaseNamespace string `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
+	Pod            string `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
+	LogFormat      string `default:"json" enum:"json,text" help:"json or text."`
+	LogLevel       string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 }
 
 // minCache is less than one small cluster needs; a number below it was meant in other units.
@@ -255,18 +258,29 @@ func (d database) config(p *problems) Database {
 
 func (s serveCmd) config(p *problems) Serve {
 	cfg := Serve{
-		Database:      s.database.config(p),
-		Listen:        s.Listen,
-		Kubeconfigs:   s.Kubeconfig,
-		InCluster:     s.InCluster,
-		TLSCert:       s.TLSCert,
-		TLSKey:        s.TLSKey,
-		TLSSelfSigned: s.TLSSelfSigned,
-		InsecureHTTP:  s.InsecureHTTP,
-		MetricsListen: s.MetricsListen,
-		LogFormat:     s.LogFormat,
-		Streams:       s.streams.config(p),
-		CacheBytes:    s.CacheMaxBytes,
+		Database:       s.database.config(p),
+		Listen:         s.Listen,
+		Kubeconfigs:    s.Kubeconfig,
+		InCluster:      s.InCluster,
+		TLSCert:        s.TLSCert,
+		TLSKey:         s.TLSKey,
+		TLSSelfSigned:  s.TLSSelfSigned,
+		InsecureHTTP:   s.InsecureHTTP,
+		MetricsListen:  s.MetricsListen,
+		LogFormat:      s.LogFormat,
+		Streams:        s.streams.config(p),
+		CacheBytes:     s.CacheMaxBytes,
+		LeaseNamespace: s.LeaseNamespace,
+	}
+	if !namespaceName.MatchString(s.LeaseNamespace) {
+		p.add("lease-namespace", "%q is not the name of a namespace", s.LeaseNamespace)
+	}
+	if s.Pod != "" {
+		namespace, name, ok := strings.Cut(s.Pod, "/")
+		if !ok || !namespaceName.MatchString(namespace) || !podName.MatchString(name) {
+			p.add("pod", "%q is not of the form namespace/name", s.Pod)
+		}
+		cfg.Pod = Pod{Namespace: namespace, Name: name}
 	}
 	if s.CacheMaxBytes < minCache {
 		p.add("cache-max-bytes", "must be at least %d", minCache)
@@ -306,6 +320,12 @@ func (s serveCmd) config(p *problems) Serve {
 	}
 	return cfg
 }
+
+// namespaceName and podName are what the API server accepts.
+var (
+	namespaceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	podName       = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$`)
+)
 
 func (s streams) config(p *problems) Streams {
 	for _, limit := range []struct {

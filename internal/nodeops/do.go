@@ -68,11 +68,17 @@ func (o *Ops) Do(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
 	if err != nil {
 		return fleet.ItemResult{}, err
 	}
+	if t.Operation.Action == fleet.ActionDrain {
+		return o.drain(ctx, t, now)
+	}
 	return o.run(ctx, work{by: now, batch: t.Batch, item: t.Item, op: t.Operation, at: time.Now().UTC()})
 }
 
 // Resolve tells what became of a node that was being worked on when its batch ended. It writes nothing to the cluster.
 func (o *Ops) Resolve(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
+	if t.Operation.Action == fleet.ActionDrain {
+		return o.resolveDrain(ctx, t)
+	}
 	return o.run(ctx, work{by: t.By, batch: t.Batch, item: t.Item, op: t.Operation, at: time.Now().UTC(), readOnly: true})
 }
 

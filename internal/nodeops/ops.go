@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/kube-node-manager/kube-node-manager/internal/drain"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
@@ -47,17 +50,27 @@ type Config struct {
 	Authority Authority
 	Observe   func(cluster string, n *corev1.Node) // shown the answer to each write; must not block
 	Logger    *slog.Logger
+
+	// Installation is part of who holds the lease of a node: another installation is somebody else.
+	Installation string
+	// LeaseNamespace is where those leases are, in each cluster. Without the namespace, or the right to it, there are none.
+	LeaseNamespace string
+	// Self is the pod that this process runs in, empty outside of a cluster: it is evicted last.
+	Self types.NamespacedName
 }
 
 // Ops acts on nodes. It may be used by many goroutines.
 type Ops struct {
 	cfg Config
 	log *slog.Logger
+
+	mu    sync.Mutex // guards gates
+	gates map[string]*drain.Gate
 }
 
 // New returns the verbs.
 func New(cfg Config) *Ops {
-	return &Ops{cfg: cfg, log: cfg.Logger}
+	return &Ops{cfg: cfg, log: cfg.Logger, gates: make(map[string]*drain.Gate)}
 }
 
 // The keys of log records.
