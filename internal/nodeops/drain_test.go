@@ -456,7 +456,7 @@ func TestCase56_PausedInTheMiddleEvictsNoFurther(t *testing.T) {
 	w := setUp(t, c, c.REST())
 	node, ns := c.Node(t, kubetest.NodeSpec{}), c.Namespace(t)
 	dep := c.Deployment(t, 2, kubetest.PodSpec{Namespace: ns})
-	c.PDB(t, ns, dep.Name, "2")
+	pdb := c.PDB(t, ns, dep.Name, "2")
 	pods := c.WaitPods(t, ns, dep.Name, func(p []*corev1.Pod) bool { return len(p) == 2 })
 	var mu sync.Mutex
 	paused, changed := false, make(chan struct{})
@@ -479,7 +479,7 @@ func TestCase56_PausedInTheMiddleEvictsNoFurther(t *testing.T) {
 	pause(true)
 	// The budget opens while the drain is held: nothing may come of it. An eviction that was under way when the pause
 	// came may still be answered, and is refused.
-	pdb, err := c.Client().PolicyV1().PodDisruptionBudgets(ns).Get(t.Context(), dep.Name, metav1.GetOptions{})
+	pdb, err := c.Client().PolicyV1().PodDisruptionBudgets(ns).Get(t.Context(), pdb.Name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -488,7 +488,7 @@ func TestCase56_PausedInTheMiddleEvictsNoFurther(t *testing.T) {
 	if _, err := c.Client().PolicyV1().PodDisruptionBudgets(ns).Update(t.Context(), pdb, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	c.WaitPDB(t, ns, dep.Name, func(p *policyv1.PodDisruptionBudget) bool { return p != nil && p.Status.DisruptionsAllowed == 2 })
+	c.WaitPDB(t, ns, pdb.Name, func(p *policyv1.PodDisruptionBudget) bool { return p != nil && p.Status.DisruptionsAllowed == 2 })
 	mark := c.AuditLog(t).Mark()
 	select {
 	case <-d.done:
