@@ -2,10 +2,14 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -127,5 +131,104 @@ func TestCase50_KilledInTheMiddleOfADrain(t *testing.T) {
 		if n != 1 {
 			t.Errorf("%s was evicted %d times", pod, n)
 		}
+	}
+}
+
+// Every write that the API server saw of us was announced in our own record before: each node's patches by the batch that
+// made them, each eviction by its pod's uid, each Lease by the drain it is for. And nothing that was announced as done is
+// missing there.
+func TestOperations_EveryWriteWasAnnounced(t *testing.T) {
+	c := kubetest.Shared(t)
+	s := startServerWith(t, "--kubeconfig", c.Kubeconfig, "--lease-namespace", "default")
+	ns := c.Namespace(t)
+	nodes := []string{c.Node(t, kubetest.NodeSpec{}).Name, c.Node(t, kubetest.NodeSpec{}).Name}
+	c.Deployment(t, 6, kubetest.PodSpec{Namespace: ns})
+	root := s.client(t, "root", "admin")
+	mark := c.AuditLog(t).Mark()
+	last := ""
+	for _, fields := range []map[string]any{
+		{"action": "cordon", "reason": "look"},
+		{"action": "uncordon"},
+		{"action": "labels", "labels": "example.com/a=1"},
+		{"action": "labels", "labels": "example.com/a=2\nexample.com/b=", "on_conflict": "overwrite"},
+		{"action": "taints", "taints": "example.com/t=x:PreferNoSchedule"},
+		{"action": "revert", "batch": "the one before"},
+		{"action": "copy-taints", "source": c.Name + "/" + nodes[0]},
+		{"action": "drain", "uncordon_after": true},
+		{"action": "labels", "labels": "example.com/a-"},
+	} {
+		switch fields["action"] {
+		case "revert":
+			fields["batch"] = last
+		default:
+			fields["nodes"] = refs(c, nodes)
+		}
+		last = root.post(fields)
+		if done := root.batchDone(last); done.Outcome != "succeeded" {
+			t.Errorf("%v: %v", fields, done)
+		}
+	}
+
+	type entry struct {
+		At                             time.Time
+		Action, Phase, Node, Batch     string
+		Detail, Cluster, Actor, Reason string
+	}
+	resp := root.send("GET", "/api/v1/audit?limit=1000", "", "", "Accept", "application/x-ndjson")
+	defer resp.Body.Close()
+	announced := map[string][]time.Time{} // by node, or by the uid of a pod
+	for dec := json.NewDecoder(resp.Body); ; {
+		var e entry
+		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if e.Phase != "intent" || e.Node == "" {
+			continue
+		}
+		key := e.Node
+		if e.Action == "evict" {
+			var pod struct{ UID string }
+			if err := json.Unmarshal([]byte(e.Detail), &pod); err != nil {
+				t.Fatalf("%v in %s", err, e.Detail)
+			}
+			key = pod.UID
+		}
+		announced[key] = append(announced[key], e.At)
+	}
+	seen := map[string]int{}
+	for _, e := range c.AuditLog(t).Since(mark, kubetest.Verb("create", "update", "patch", "delete"), func(e *kubetest.AuditEvent) bool {
+		return strings.HasPrefix(e.UserAgent, "kube-node-manager/") && !e.DryRun()
+	}) {
+		var key, kind string
+		switch {
+		case e.Subresource == "eviction" && e.Namespace == ns:
+			var body struct {
+				DeleteOptions struct{ Preconditions struct{ UID string } }
+			}
+			if err := json.Unmarshal(e.Request, &body); err != nil {
+				t.Fatal(err)
+			}
+			key, kind = body.DeleteOptions.Preconditions.UID, "eviction"
+		case e.Resource == "nodes" && slices.Contains(nodes, e.Name):
+			key, kind = e.Name, "patch"
+		case e.Resource == "leases" && slices.Contains(nodes, strings.TrimPrefix(e.Name, "knm-node-")):
+			key, kind = strings.TrimPrefix(e.Name, "knm-node-"), "lease"
+		case e.Resource == "selfsubjectaccessreviews":
+			continue // asks, and changes nothing
+		default:
+			if e.Resource != "leases" { // creating one has no name in the audit event of some servers
+				t.Errorf("a write that is none of ours to make: %s %s", e.Verb, e.Path)
+			}
+			continue
+		}
+		seen[kind]++
+		if !slices.ContainsFunc(announced[key], func(at time.Time) bool { return !at.After(e.Time) }) {
+			t.Errorf("%s %s at %s was not announced before", e.Verb, e.Path, e.Time)
+		}
+	}
+	if seen["patch"] < 2*8 || seen["eviction"] < 6 || seen["lease"] == 0 {
+		t.Errorf("the API server saw %v: this proves nothing", seen)
 	}
 }
