@@ -61,6 +61,7 @@ type App struct {
 	auth    *auth.Service
 	manager *realtime.Manager
 	streams *realtime.Streamer
+	keeper  *audit.Keeper
 	engine  *batch.Engine
 	files   *kubeconfigs
 	server  *http.Server
@@ -91,6 +92,19 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	a.ends.push("closing the database", func(context.Context) error { return a.store.Close() })
 
 	record := audit.New(a.store, a.logger)
+	signer := audit.NewSigner(a.store.InstallationID())
+	if cfg.AuditKeyFile != "" {
+		if signer, err = audit.LoadSigner(cfg.AuditKeyFile, a.store.InstallationID()); err != nil {
+			return nil, err
+		}
+	}
+	a.keeper = audit.NewKeeper(record, audit.KeeperConfig{
+		Signer: signer, Retention: cfg.AuditRetention, Logger: a.component("audit"),
+		Emit: func(ctx context.Context, h fleet.AuditHead) {
+			// Whoever collects the log has what the database alone cannot show: that the record was cut or rewritten.
+			a.component("audit").LogAttrs(ctx, slog.LevelInfo, "head of the record", slog.Any("head", h))
+		},
+	})
 	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.logger})
 	a.manager = realtime.NewManager(realtime.ManagerConfig{
 		Logger: a.logger, Metrics: registry, Render: renderer{}, Identities: a.store,
@@ -276,6 +290,7 @@ func (a *App) RemoveCluster(name string) error { return a.manager.Remove(name) }
 func (a *App) Run(ctx context.Context) error {
 	g := newGroup(ctx)
 	g.start(&a.ends, "sessions", a.auth.Run)
+	g.start(&a.ends, "record", a.keeper.Run)
 	g.start(&a.ends, "supervisors", a.manager.Run)
 	if len(a.cfg.Kubeconfigs) > 0 {
 		g.start(&a.ends, "kubeconfigs", a.files.run)
