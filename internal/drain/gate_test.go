@@ -97,29 +97,3 @@ func TestGate_Throttled(t *testing.T) {
 		step(30*time.Second, 4)
 	})
 }
-
-// TestGate_Leaves: whoever gives up while it waits takes nothing with it.
-func TestGate_Leaves(t *testing.T) {
-	t.Parallel()
-	g := NewGate(1)
-	leave, err := g.enter(t.Context(), []string{"a"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	gaveUp := make(chan error)
-	go func() {
-		_, err := g.enter(ctx, []string{"b"})
-		gaveUp <- err
-	}()
-	cancel()
-	if err := <-gaveUp; !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
-	leave()
-	again, err := g.enter(t.Context(), []string{"a", "b"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	again()
-}

@@ -4,15 +4,18 @@ import (
 	"context"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -233,6 +236,38 @@ func leasesOf(c kubernetes.Interface, namespace string) kind[coordinationv1.Leas
 		list: func() (runtime.Object, func() []coordinationv1.Lease) {
 			l := &coordinationv1.LeaseList{}
 			return l, func() []coordinationv1.Lease { return l.Items }
+		},
+	}
+}
+
+func validatingOf(c kubernetes.Interface) kind[admissionv1.ValidatingWebhookConfiguration] {
+	return kind[admissionv1.ValidatingWebhookConfiguration]{
+		client: kube.Contained(c.AdmissionregistrationV1().RESTClient()), resource: "validatingwebhookconfigurations",
+		list: func() (runtime.Object, func() []admissionv1.ValidatingWebhookConfiguration) {
+			l := &admissionv1.ValidatingWebhookConfigurationList{}
+			return l, func() []admissionv1.ValidatingWebhookConfiguration { return l.Items }
+		},
+	}
+}
+
+func mutatingOf(c kubernetes.Interface) kind[admissionv1.MutatingWebhookConfiguration] {
+	return kind[admissionv1.MutatingWebhookConfiguration]{
+		client: kube.Contained(c.AdmissionregistrationV1().RESTClient()), resource: "mutatingwebhookconfigurations",
+		list: func() (runtime.Object, func() []admissionv1.MutatingWebhookConfiguration) {
+			l := &admissionv1.MutatingWebhookConfigurationList{}
+			return l, func() []admissionv1.MutatingWebhookConfiguration { return l.Items }
+		},
+	}
+}
+
+// slicesOf are the endpoints of one service.
+func slicesOf(c kubernetes.Interface, service name) kind[discoveryv1.EndpointSlice] {
+	return kind[discoveryv1.EndpointSlice]{
+		client: kube.Contained(c.DiscoveryV1().RESTClient()), resource: "endpointslices", namespace: service.Namespace,
+		labels: labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: service.Name}).String(),
+		list: func() (runtime.Object, func() []discoveryv1.EndpointSlice) {
+			l := &discoveryv1.EndpointSliceList{}
+			return l, func() []discoveryv1.EndpointSlice { return l.Items }
 		},
 	}
 }
