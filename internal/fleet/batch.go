@@ -210,7 +210,7 @@ type Item struct {
 	UID       string // frozen at submit; "" if the node was not known then
 	State     ItemState
 	Code      string // kind of the result for people and programs: unchanged, not_found, replaced, foreign_cordon, forbidden, conflict, unavailable, …
-	Error     string // sentence for people, "" unless failed or skipped
+	Error     string // sentence for people, "" for a plain success
 	Changed   bool   // whether the cluster was written
 	StartedAt time.Time
 	EndedAt   time.Time
