@@ -19,18 +19,19 @@ import (
 type meaning int
 
 const (
-	meansAccepted   meaning = iota
-	meansGone               // the pod is not there any more, or another one has its name, or it is on another node
-	meansChanged            // the pod is not what it was: look again
-	meansConflict           // it may be another one: read it again
-	meansBudget             // a budget says no
-	meansSeveral            // perhaps several budgets: no text tells, our own list does
-	meansThrottled          // nobody says no, the server has no time
-	meansNamespace          // the namespace is on its way out, and the pod with it
-	meansDenied             // an admission says no
-	meansForbidden          // we may not, as it looks
-	meansUnanswered         // whether it landed is not known
-	meansNever              // it was not sent
+	meansAccepted    meaning = iota
+	meansGone                // the pod is not there any more, or another one has its name, or it is on another node
+	meansChanged             // the pod is not what it was: look again
+	meansConflict            // it may be another one: read it again
+	meansBudget              // a budget says no
+	meansSeveral             // perhaps several budgets: no text tells, our own list does
+	meansThrottled           // nobody says no, the server has no time
+	meansNamespace           // the namespace is on its way out, and the pod with it
+	meansDenied              // an admission says no
+	meansForbidden           // we may not, as it looks
+	meansUnanswered          // whether it landed is not known
+	meansNever               // it was not sent
+	meansUnannounced         // nor was this, for it could not be announced
 )
 
 // answer is what came of one try.
@@ -39,8 +40,10 @@ type answer struct {
 	http    int
 	message string
 	retry   time.Duration // what the server asked us to wait
-	live    *corev1.Pod   // as read before the eviction, nil if there was none
+	live    *corev1.Pod   // as read before the eviction, of meansChanged
 	err     error
+
+	intended bool // it was announced
 }
 
 // interpret says what the error of an eviction means. It goes by codes, reasons and causes, never by text.
@@ -95,6 +98,14 @@ func getPod(ctx context.Context, c kubernetes.Interface, namespace, name string)
 		return nil, kube.Error(err)
 	}
 	return p, nil
+}
+
+// remove deletes exactly this pod, past every budget. Like an eviction it is not cut off by ctx.
+func remove(ctx context.Context, c kubernetes.Interface, p *corev1.Pod, grace *int64) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	return c.CoreV1().RESTClient().Delete().MaxRetries(0).Namespace(p.Namespace).Resource("pods").Name(p.Name).
+		Body(&metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &p.UID}, GracePeriodSeconds: grace}).Do(ctx).Error()
 }
 
 // post sends one eviction for exactly this pod (DR-30). Once sent it is not cut off by ctx: an answer that nobody reads

@@ -51,6 +51,9 @@ type Policy struct {
 	SkipStuck time.Duration
 	// Self is the pod that this process runs in: it goes last.
 	Self types.NamespacedName
+	// Delete has pods deleted, past every budget, in the place of evictions (DR-40). Nothing but this field makes a
+	// drain delete.
+	Delete bool
 }
 
 // Presence says whether something exists.

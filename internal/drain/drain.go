@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,6 +31,8 @@ const (
 	// A refusal is tried again when a budget moves, and by the clock between these two.
 	firstRetry = 5 * time.Second
 	lastRetry  = 30 * time.Second
+	// mostStale is the most that may pass between the read of a pod and its eviction (DR-31).
+	mostStale = time.Second
 	// maxReads bounds how often a read before the drain is tried.
 	maxReads = 4
 )
@@ -44,6 +47,9 @@ type Options struct {
 	Timeout time.Duration
 	// DetachTimeout is for volumes once the pods are gone; 0 means DefaultDetachTimeout.
 	DetachTimeout time.Duration
+	// WaitReplacements has the drain end only when the controllers of what it evicted have as many ready pods as they
+	// want, or when Timeout is over: then it is partial (DR-53).
+	WaitReplacements bool
 }
 
 // Job is the drain of one node.
@@ -58,6 +64,14 @@ type Job struct {
 	// no pod is evicted before (DR-20).
 	Cordon  func(context.Context) error
 	Options Options
+	// Intend is called once for each pod, by uid, before the first eviction or deletion of it is sent, from the
+	// goroutine that will send it, some of which run at a time. After an error nothing is sent for the pod. One that is
+	// ErrNotRecorded, ErrLeaseLost or ErrAuthorityLost ends the drain as failed; another one is as a refusal. Nil
+	// means no call.
+	Intend func(ctx context.Context, p fleet.PodProgress) error
+	// Held tells whether evictions have to wait, and gives a channel that is closed when that changes. While held
+	// nothing further is evicted, and Options.Timeout does not run; what is on its way out goes on. Nil: never.
+	Held func() (held bool, changed <-chan struct{})
 	// Events gets every transition, in order, from one goroutine; it must not block. Nil drops them.
 	Events func(fleet.DrainEvent)
 	Logger *slog.Logger
@@ -177,13 +191,13 @@ func (d *drain) check(ctx context.Context) error {
 
 // permitted refuses a drain that could only cordon.
 func (d *drain) permitted(ctx context.Context) error {
-	p := needed[0]
+	p := d.job.Options.right()
 	ok, err := allowed(ctx, d.job.Ops, p)
 	switch {
 	case err != nil:
 		return fmt.Errorf("asking what is permitted: %w", err)
 	case !ok:
-		return fmt.Errorf("%s of %s/%s: %w", p.Verb, p.Resource, p.Subresource, fleet.ErrForbidden)
+		return fmt.Errorf("%s of %s: %w", p.Verb, strings.TrimSuffix(p.Resource+"/"+p.Subresource, "/"), fleet.ErrForbidden)
 	}
 	return nil
 }

@@ -43,12 +43,21 @@ type drain struct {
 	wg      sync.WaitGroup
 	work    context.Context // of the goroutines, for the life of run
 
+	held     bool
+	heldFrom time.Time
+	release  <-chan struct{}    // closed when held may have changed
+	turn     context.Context    // of evictions that were not sent yet; ends with work, or when they have to wait
+	recall   context.CancelFunc // of turn
+
 	node    *corev1.Node
 	pods    map[types.UID]*pod
 	gone    []fleet.PodProgress
 	live    bool // the watch of the pods is open
 	owners  map[name]*lookup
 	returns map[types.UID]bool // owners whose pods come back although the node is cordoned, and were evicted once
+
+	intended map[types.UID]bool // pods whose eviction was announced
+	makers   map[types.UID]name // controllers of what was to be evicted
 
 	match         matcher // of the budgets
 	budgetsKnown  bool
@@ -62,6 +71,7 @@ type drain struct {
 	deadline  time.Time
 
 	detach   *detach
+	replace  *replacing
 	wake     time.Time // when to look again without being told
 	nextRead time.Time // when the verifying list may be tried again
 }
@@ -108,6 +118,7 @@ func newDrain(job Job) *drain {
 		job: job, log: log,
 		in: make(chan func()), answers: make(chan func(), inFlight),
 		pods: map[types.UID]*pod{}, owners: map[name]*lookup{}, returns: map[types.UID]bool{},
+		intended: map[types.UID]bool{}, makers: map[types.UID]name{},
 		match: newMatcher(nil), busy: map[string]bool{},
 		deadline: time.Now().Add(job.Options.Timeout),
 	}
@@ -117,7 +128,10 @@ func newDrain(job Job) *drain {
 func (d *drain) run(ctx context.Context) {
 	work, cancel := context.WithCancel(ctx)
 	d.work = work
+	d.turn, d.recall = context.WithCancel(work)
+	defer func() { d.recall() }()
 	d.live = false
+	d.hold()
 	d.enter(fleet.DrainEvicting, "")
 	d.wg.Go(func() { follow(work, podsOf(d.job.Watch, d.job.Node.Name), d.podListener()) })
 	d.wg.Go(func() { follow(work, nodesOf(d.job.Watch, d.job.Node.Name), d.nodeListener()) })
@@ -131,11 +145,16 @@ func (d *drain) run(ctx context.Context) {
 		case f := <-d.answers:
 			f()
 		case <-timer.C:
+		case <-d.release:
 		case <-ctx.Done():
 			d.end(fleet.DrainCancelled, "", ctx.Err())
 		}
 		if !d.final {
+			d.hold()
 			d.wake = d.deadline
+			if d.held {
+				d.wake = time.Now().Add(DefaultTimeout) // what changes is told
+			}
 			d.step(time.Now())
 			timer.Reset(max(0, time.Until(d.wake)))
 		}
@@ -151,6 +170,39 @@ func (d *drain) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// hold learns whether evictions have to wait. Those that wait for their turn are called back, and the deadline moves by
+// the time that they waited.
+func (d *drain) hold() {
+	if d.job.Held == nil {
+		return
+	}
+	held, changed := d.job.Held()
+	d.release = changed
+	switch now := time.Now(); {
+	case held == d.held:
+		return
+	case held:
+		d.heldFrom = now
+		d.recall()
+	default:
+		d.deadline = d.deadline.Add(now.Sub(d.heldFrom))
+		d.turn, d.recall = context.WithCancel(d.work)
+	}
+	d.held = held
+}
+
+// waiting tells whether an eviction that is about to be sent has to wait after all.
+func (d *drain) waiting(turn context.Context) bool {
+	if turn.Err() != nil {
+		return true
+	}
+	if d.job.Held == nil {
+		return false
+	}
+	held, _ := d.job.Held() // the loop may not have heard of it yet
+	return held
 }
 
 // send hands something to the loop, unless the drain is over.
@@ -178,7 +230,11 @@ func (d *drain) at(t time.Time) {
 
 // step does all that can be done now. It may be called at any time.
 func (d *drain) step(now time.Time) {
-	if !now.Before(d.deadline) {
+	if !d.held && !now.Before(d.deadline) {
+		if d.state == fleet.DrainReplacing {
+			d.drained(d.missing())
+			return
+		}
 		d.end(fleet.DrainTimedOut, d.standing(), fmt.Errorf("not done after %s: %s: %w", d.job.Options.Timeout, d.standing(), fleet.ErrBlocked))
 		return
 	}
@@ -187,7 +243,7 @@ func (d *drain) step(now time.Time) {
 		return
 	}
 	d.age(now)
-	if d.live {
+	if d.live && !d.held {
 		d.evict(now)
 	}
 	d.finish(now)
@@ -381,6 +437,9 @@ func (p *pod) evictable() bool {
 
 // keys are what the gate knows the pod's budgets by. Where budgets cannot be read, a namespace is taken for one.
 func (d *drain) keys(p *corev1.Pod) []string {
+	if d.job.Options.Delete {
+		return nil // nobody is asked
+	}
 	if d.budgetsDenied {
 		return []string{p.Namespace + "/"}
 	}
@@ -408,20 +467,38 @@ func (d *drain) try(p *pod) {
 	p.flying = true
 	d.flying++
 	p.at.Attempt++
+	p.at.Deleted = d.job.Options.Delete
 	p.asked = d.versions(p.obj)
 	d.set(p, fleet.PodEvicting, nil)
-	seen, class := p.obj, d.known(p.obj)
+	e := eviction{pod: p.obj, keys: keys, look: d.known(p.obj), turn: d.turn}
+	if d.job.Intend != nil && !d.intended[p.obj.UID] {
+		at := p.at
+		at.Reasons = slices.Clone(at.Reasons)
+		e.intent = &at
+	}
 	d.wg.Go(func() {
-		a := d.evictOne(seen, keys, class)
+		a := d.evictOne(e)
 		d.answers <- func() {
 			p.flying = false
 			d.flying--
 			for _, k := range keys {
 				delete(d.busy, k)
 			}
+			if a.intended {
+				d.intended[p.obj.UID] = true
+			}
 			d.answered(p, a)
 		}
 	})
+}
+
+// eviction is one try, in the hands of the goroutine that makes it.
+type eviction struct {
+	pod    *corev1.Pod // as the watch has it
+	keys   []string    // of the gate
+	look   Lookups
+	turn   context.Context
+	intent *fleet.PodProgress // to be announced before anything is sent, nil if it was
 }
 
 // known is the lookups for one pod, usable in another goroutine.
@@ -436,44 +513,80 @@ func (d *drain) known(p *corev1.Pod) Lookups {
 // evictOne waits for its turn, makes sure that the pod is what the watch said, and evicts it. The API server takes from
 // the budget of whatever pod has the name before it compares the uid, so that a stale eviction would cost somebody
 // else's budget two minutes (DR-31).
-func (d *drain) evictOne(p *corev1.Pod, keys []string, look Lookups) answer {
-	leave, err := d.job.Gate.enter(d.work, keys)
+func (d *drain) evictOne(e eviction) answer {
+	leave, err := d.job.Gate.enter(e.turn, e.keys)
 	if err != nil {
 		return answer{meaning: meansNever, err: err}
 	}
 	defer leave()
-	live, err := getPod(d.work, d.job.Ops, p.Namespace, p.Name)
+	live, a := d.fresh(e)
+	if live == nil {
+		return a
+	}
+	if e.intent != nil {
+		began := time.Now()
+		if err := d.job.Intend(d.work, *e.intent); err != nil {
+			return answer{meaning: meansUnannounced, message: "not announced: " + plain(err.Error()), err: err}
+		}
+		if time.Since(began) > mostStale {
+			if live, a = d.fresh(e); live == nil {
+				a.intended = true
+				return a
+			}
+		}
+	}
+	if d.waiting(e.turn) {
+		return answer{meaning: meansNever, intended: true}
+	}
+	a = d.sent(live)
+	a.intended = true
+	return a
+}
+
+// fresh reads a pod just before it is evicted. It is nil if it must not be, and why is in the answer.
+func (d *drain) fresh(e eviction) (*corev1.Pod, answer) {
+	live, err := getPod(d.work, d.job.Ops, e.pod.Namespace, e.pod.Name)
 	switch {
 	case d.work.Err() != nil:
-		return answer{meaning: meansNever, err: d.work.Err()}
+		return nil, answer{meaning: meansNever, err: d.work.Err()}
 	case errors.Is(err, fleet.ErrNotFound):
-		return answer{meaning: meansGone}
+		return nil, answer{meaning: meansGone}
 	case err != nil:
 		a := interpret(err)
 		if a.meaning != meansThrottled {
 			a.meaning = meansUnanswered
 		}
-		return a
-	case live.UID != p.UID || live.Spec.NodeName != d.job.Node.Name:
-		return answer{meaning: meansGone}
+		return nil, a
+	case live.UID != e.pod.UID || live.Spec.NodeName != d.job.Node.Name:
+		return nil, answer{meaning: meansGone}
 	}
-	if c := Classify(live, d.job.Options.Policy, look, time.Now()); c.Verdict != fleet.VerdictEvict {
-		return answer{meaning: meansChanged, live: live}
+	if c := Classify(live, d.job.Options.Policy, e.look, time.Now()); c.Verdict != fleet.VerdictEvict {
+		return nil, answer{meaning: meansChanged, live: live}
 	}
-	a := interpret(post(d.work, d.job.Ops, live, d.shorter(live), false))
+	return live, answer{}
+}
+
+// sent evicts, or deletes where a person chose that, and finds out what came of it.
+func (d *drain) sent(live *corev1.Pod) answer {
+	var err error
+	if d.job.Options.Delete {
+		err = remove(d.work, d.job.Ops, live, d.shorter(live))
+	} else {
+		err = post(d.work, d.job.Ops, live, d.shorter(live), false)
+	}
+	a := interpret(err)
 	if a.meaning == meansThrottled {
 		d.job.Gate.quiet(max(a.retry, time.Second))
 	}
 	if a.meaning == meansConflict || a.meaning == meansUnanswered {
-		d.reread(p, &a)
+		d.reread(live, &a)
 	}
 	if a.meaning == meansForbidden {
 		// Permissions and admissions refuse in the same words.
-		if ok, err := allowed(context.WithoutCancel(d.work), d.job.Ops, needed[0]); err != nil || ok {
+		if ok, err := allowed(context.WithoutCancel(d.work), d.job.Ops, d.job.Options.right()); err != nil || ok {
 			a.meaning = meansDenied
 		}
 	}
-	a.live = nil
 	return a
 }
 
@@ -501,7 +614,7 @@ func (d *drain) reread(p *corev1.Pod, a *answer) {
 // answered takes in what came of a try.
 func (d *drain) answered(p *pod, a answer) {
 	if a.meaning == meansAccepted {
-		d.evicted++
+		d.accepted(p)
 		if owner := metav1.GetControllerOf(p.obj); owner != nil && toleratesCordon(p.obj) {
 			d.returns[owner.UID] = true
 		}
@@ -537,10 +650,41 @@ func (d *drain) answered(p *pod, a answer) {
 		d.refused(p, a, fleet.PodUnanswered)
 		d.end(fleet.DrainFailed, a.message, fmt.Errorf("evicting: %w", kube.Error(a.err)))
 	case meansNever:
+		p.at.Attempt--
 		d.set(p, fleet.PodQueued, nil)
+	case meansUnannounced:
+		p.at.Attempt--
+		d.refused(p, a, fleet.PodUnanswered)
+		for _, final := range []error{fleet.ErrNotRecorded, fleet.ErrLeaseLost, fleet.ErrAuthorityLost} {
+			if errors.Is(a.err, final) {
+				d.end(fleet.DrainFailed, a.message, fmt.Errorf("announcing an eviction: %w", a.err))
+			}
+		}
 	case meansConflict, meansUnanswered:
 		d.refused(p, a, fleet.PodUnanswered)
 	}
+}
+
+// accepted counts a pod that the API server took the eviction of. The watch may have been faster, and the pod be gone.
+func (d *drain) accepted(p *pod) {
+	if p.at.Evicted {
+		return
+	}
+	p.at.Evicted = true
+	d.evicted++
+	if owner := metav1.GetControllerOf(p.obj); owner != nil {
+		d.makers[owner.UID] = name{Namespace: p.obj.Namespace, Name: owner.Kind}
+	}
+	if p.state == fleet.PodEvicting {
+		return // its next transition tells
+	}
+	for i := range d.gone {
+		if d.gone[i].UID == p.at.UID {
+			d.gone[i] = p.at
+		}
+	}
+	at := p.at
+	d.tell(fleet.DrainEvent{Pod: &at})
 }
 
 // refused has a pod wait for another try. A refusal never becomes anything else but another try.
@@ -604,23 +748,37 @@ func (d *drain) finish(now time.Time) {
 	if !d.detached(now) {
 		return
 	}
-	s, message := fleet.DrainDone, ""
+	if !d.replaced() {
+		return
+	}
+	d.drained("")
+}
+
+// drained ends a drain that emptied its node. Missing is what was waited for beyond that in vain, "" for nothing.
+func (d *drain) drained(missing string) {
+	s := fleet.DrainDone
 	var out int
 	for _, p := range d.pods {
 		if p.state == fleet.PodSkipped || p.class.Has(CodeExcluded) || p.class.Has(CodeStuck) && p.state == fleet.PodIgnored {
 			out++
 		}
 	}
+	var notes []string
 	if out > 0 {
-		s, message = fleet.DrainPartial, fmt.Sprintf("%d pods were left", out)
+		s = fleet.DrainPartial
+		notes = append(notes, fmt.Sprintf("%d pods were left", out))
 	}
 	if n := len(d.left()); n > 0 {
-		message = strings.TrimPrefix(message+fmt.Sprintf("; %d volumes are still attached", n), "; ")
+		notes = append(notes, fmt.Sprintf("%d volumes are still attached", n))
 	}
 	if d.detach != nil && d.detach.denied {
-		message = strings.TrimPrefix(message+"; whether volumes are still attached could not be read", "; ")
+		notes = append(notes, "whether volumes are still attached could not be read")
 	}
-	d.end(s, message, nil)
+	if missing != "" {
+		s = fleet.DrainPartial
+		notes = append(notes, missing)
+	}
+	d.end(s, strings.Join(notes, "; "), nil)
 }
 
 // verify lists the pods once more: a pod may have been bound while the cordon was on its way to the scheduler (DR-22).

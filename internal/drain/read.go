@@ -59,6 +59,14 @@ var needed = []fleet.ClusterRight{
 	{Verb: "watch", Resource: "pods"},
 }
 
+// right is what the pods are made to go with.
+func (p Policy) right() fleet.ClusterRight {
+	if p.Delete {
+		return fleet.ClusterRight{Verb: "delete", Resource: "pods"}
+	}
+	return needed[0]
+}
+
 // Read looks at a cluster for a plan that drains the nodes named. Only nodes and pods must be readable; whatever else is
 // not permitted is named in Missing.
 func Read(ctx context.Context, cluster string, c kubernetes.Interface, targets []string) (*Reading, error) {

@@ -247,6 +247,9 @@ func (d *drain) enter(s fleet.DrainState, message string) {
 
 func (d *drain) tell(e fleet.DrainEvent) {
 	d.seq++
+	if e.NodeState == fleet.DrainDone || e.NodeState == fleet.DrainPartial {
+		e.Volumes = d.left()
+	}
 	e.Seq, e.At, e.NodeRef, e.NodeUID = d.seq, time.Now().UTC(), d.job.Node, d.job.UID
 	if d.job.Events != nil {
 		d.job.Events(e)

@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"time"
 )
@@ -63,6 +65,7 @@ const (
 	DrainTerminating DrainState = "terminating" // all that had to be evicted was, and is on its way out
 	DrainVerifying   DrainState = "verifying"
 	DrainDetaching   DrainState = "detaching"
+	DrainReplacing   DrainState = "replacing" // what was evicted is not ready elsewhere yet
 
 	DrainDone       DrainState = "drained"
 	DrainPartial    DrainState = "partial"    // drained but for pods that were left out or skipped
@@ -107,6 +110,7 @@ type DrainEvent struct {
 	NodeState DrainState   `json:"node_state,omitempty"` // of a node's transition
 	Pod       *PodProgress `json:"pod,omitempty"`        // of a pod's
 	Message   string       `json:"message,omitempty"`
+	Volumes   []string     `json:"volumes,omitempty"` // of the last event of a drained node: what is still attached
 }
 
 // PodProgress is a pod as a drain sees it.
@@ -117,6 +121,8 @@ type PodProgress struct {
 	OwnerKind string     `json:"owner_kind,omitempty"`
 	OwnerName string     `json:"owner_name,omitempty"`
 	State     PodState   `json:"state"`
+	Evicted   bool       `json:"evicted,omitempty"` // the API server took the eviction
+	Deleted   bool       `json:"deleted,omitempty"` // by a deletion that asks no budget, as a person chose
 	Reasons   []Reason   `json:"reasons,omitempty"`
 	Attempt   int        `json:"attempt,omitempty"`
 	HTTP      int        `json:"http,omitempty"`    // status of the last answer, 0 for none
@@ -136,6 +142,42 @@ type DrainProgress struct {
 	Pods     []PodProgress `json:"pods"`
 	Volumes  []string      `json:"volumes,omitempty"`   // still attached to a drained node
 	WeakLock bool          `json:"weak_lock,omitempty"` // no Lease could be taken in the cluster: only our own database keeps others away
+}
+
+// Tracker works out the progress of a drain from its events. Its zero value has seen none. It is not safe for
+// concurrent use.
+type Tracker struct {
+	progress DrainProgress
+	pods     map[string]PodProgress // by uid
+}
+
+// Apply takes in the next event.
+func (t *Tracker) Apply(e DrainEvent) {
+	if e.NodeState != "" {
+		if t.progress.State != e.NodeState {
+			t.progress.Since = e.At
+		}
+		t.progress.State, t.progress.Message, t.progress.Volumes = e.NodeState, e.Message, e.Volumes
+	}
+	if e.Pod == nil {
+		return
+	}
+	if t.pods == nil {
+		t.pods = map[string]PodProgress{}
+	}
+	if e.Pod.Evicted && !t.pods[e.Pod.UID].Evicted {
+		t.progress.Evicted++
+	}
+	t.pods[e.Pod.UID] = *e.Pod
+}
+
+// Progress is how far the drain is, as of the events so far. The pods come in the order of namespace, name and uid.
+func (t *Tracker) Progress() DrainProgress {
+	out := t.progress
+	out.Pods = slices.SortedFunc(maps.Values(t.pods), func(a, b PodProgress) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
+	})
+	return out
 }
 
 // BatchEvent is one line of the log of a batch, as it is kept. Seq is the batch's own count.
