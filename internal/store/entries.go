@@ -61,11 +61,11 @@ func (s *Store) AppendEntry(ctx context.Context, e fleet.Entry) (fleet.Entry, er
 // record says of it are written together or not at all. A zero At becomes now. Texts lose what PostgreSQL cannot keep
 // (NUL, bytes that are not UTF-8) and what is longer than 4 KiB.
 func (t *Tx) AppendEntry(e fleet.Entry) (fleet.Entry, error) {
-	if !t.head.known {
-		if err := t.Get(t.head, `SELECT seq, hash FROM audit_head WHERE id = 1`); err != nil {
+	if !t.record.known {
+		if err := t.Get(t.record, `SELECT seq, hash FROM audit_head WHERE id = 1`); err != nil {
 			return e, fmt.Errorf("numbering an audit entry: %w", err)
 		}
-		t.head.known = true
+		t.record.known = true
 	}
 	if e.At.IsZero() {
 		e.At = time.Now()
@@ -77,14 +77,14 @@ func (t *Tx) AppendEntry(e fleet.Entry) (fleet.Entry, error) {
 	} {
 		*text = storable(*text)
 	}
-	e.Seq, e.Prev = t.head.Seq+1, t.head.Hash
+	e.Seq, e.Prev = t.record.Seq+1, t.record.Hash
 	e.Hash = e.Sum()
 	if _, err := t.Exec(`INSERT INTO audit (`+entryColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		e.Seq, micros(e.At), e.Actor, e.Via, e.Session, e.Addr, e.Action, e.Phase, e.Cluster, e.Node, e.NodeUID, e.Batch,
 		e.Outcome, e.Reason, e.Detail, e.Prev, e.Hash); err != nil {
 		return e, fmt.Errorf("writing audit entry %d: %w", e.Seq, err)
 	}
-	t.head.Seq, t.head.Hash, t.head.moved = e.Seq, e.Hash, true
+	t.record.Seq, t.record.Hash, t.record.moved = e.Seq, e.Hash, true
 	return e, nil
 }
 

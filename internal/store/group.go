@@ -94,14 +94,14 @@ type group struct {
 	calls  int
 	empty  bool  // the first call failed, and with it all there was
 	lost   error // why nothing of it can be kept
-	head   head
+	record recordEnd
 
 	done chan struct{} // closed when it is ended
 	err  error         // valid then: why nothing was committed
 }
 
-// head is the end of the audit record as far as the transaction has written it. The table is written once, in the end.
-type head struct {
+// recordEnd is the end of the audit record as far as the transaction has written it. The table is written once, in the end.
+type recordEnd struct {
 	Seq   int64  `db:"seq"`
 	Hash  string `db:"hash"`
 	known bool   // read, and true until the end: nobody else writes
@@ -148,8 +148,8 @@ func (g *group) open() bool {
 
 // run is one call's part of the transaction.
 func (g *group) run(ctx context.Context, fn func(*Tx) error) (err error) {
-	t := &Tx{ctx: ctx, tx: g.tx, now: g.now, head: &g.head}
-	before := g.head
+	t := &Tx{ctx: ctx, tx: g.tx, now: g.now, record: &g.record}
+	before := g.record
 	if g.calls > 0 {
 		// What this call may break is not only its own: it is not cut off just because it has ended.
 		limit, cancel := context.WithDeadline(g.life, time.Now().Add(leeway(ctx)))
@@ -166,7 +166,7 @@ func (g *group) run(ctx context.Context, fn func(*Tx) error) (err error) {
 		if kept {
 			return
 		}
-		g.head = before
+		g.record = before
 		if g.calls == 1 {
 			g.empty = true
 			return
@@ -227,10 +227,10 @@ func (g *group) commit(ctx context.Context) error {
 
 // writeHead writes down where the audit record ends.
 func (g *group) writeHead() error {
-	if !g.head.moved {
+	if !g.record.moved {
 		return nil
 	}
-	_, err := g.tx.ExecContext(g.life, g.tx.Rebind(`UPDATE audit_head SET seq = ?, hash = ? WHERE id = 1`), g.head.Seq, g.head.Hash)
+	_, err := g.tx.ExecContext(g.life, g.tx.Rebind(`UPDATE audit_head SET seq = ?, hash = ? WHERE id = 1`), g.record.Seq, g.record.Hash)
 	return err
 }
 

@@ -132,9 +132,9 @@ func (s *Store) installation(ctx context.Context) (id string, err error) {
 type Tx struct {
 	ctx    context.Context //nolint:containedctx // a statement of a transaction can have no other context than the transaction
 	tx     *sqlx.Tx
-	now    time.Time // when it began to write, by the clock that leases are measured by
-	head   *head     // of the audit record, shared by all calls of the transaction
-	failed error     // of the first statement that failed
+	now    time.Time  // when it began to write, by the clock that leases are measured by
+	record *recordEnd // shared by all calls of the transaction
+	failed error      // of the first statement that failed
 }
 
 // Tx runs fn, and what it wrote is there when Tx returns nil; it is undone if fn returns an error, panics, or a statement
