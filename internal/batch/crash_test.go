@@ -35,9 +35,22 @@ func (s *faulty) AcquireBatch(ctx context.Context, id, holder string, ttl time.D
 	return l, b, err
 }
 
-func (s *faulty) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (by string, err error) {
-	err = s.do("renew", func() error { by, err = s.Store.RenewBatch(ctx, l, ttl); return err })
-	return by, err
+func (s *faulty) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (steer fleet.BatchSteer, err error) {
+	err = s.do("renew", func() error { steer, err = s.Store.RenewBatch(ctx, l, ttl); return err })
+	return steer, err
+}
+
+func (s *faulty) HoldBatch(ctx context.Context, l fleet.BatchLease, by, note string, e fleet.Entry) (steer fleet.BatchSteer, err error) {
+	err = s.do("hold", func() error { steer, err = s.Store.HoldBatch(ctx, l, by, note, e); return err })
+	return steer, err
+}
+
+func (s *faulty) NoteBatch(ctx context.Context, l fleet.BatchLease, note string) error {
+	return s.do("note", func() error { return s.Store.NoteBatch(ctx, l, note) })
+}
+
+func (s *faulty) RecordProgress(ctx context.Context, l fleet.BatchLease, p ...fleet.ItemProgress) error {
+	return s.do("progress", func() error { return s.Store.RecordProgress(ctx, l, p...) })
 }
 
 func (s *faulty) ReleaseBatch(ctx context.Context, l fleet.BatchLease) error {
@@ -342,9 +355,9 @@ type renewals struct {
 	good  time.Time
 }
 
-func (s *renewals) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (string, error) {
+func (s *renewals) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (fleet.BatchSteer, error) {
 	if err := s.renew(ctx); err != nil {
-		return "", err
+		return fleet.BatchSteer{}, err
 	}
 	s.mu.Lock()
 	s.good = time.Now()

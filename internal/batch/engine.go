@@ -29,7 +29,7 @@ type Config struct {
 	Holder string
 
 	MaxBatches   int           // batches run at once; 64
-	MaxInFlight  int           // nodes acted on at once over all batches; 64
+	MaxInFlight  int           // nodes acted on at once over all batches, and drained as many again; 64
 	LeaseTTL     time.Duration // 15 s; renewed at a third of it
 	Poll         time.Duration // how often the store is asked for batches without an owner; 2 s
 	Grace        time.Duration // what nodes in flight are given to finish on shutdown; 20 s
@@ -42,6 +42,7 @@ type Engine struct {
 	log      *slog.Logger
 	wakeup   chan struct{}
 	inFlight *semaphore.Weighted
+	draining *semaphore.Weighted // apart, because drains take long and would keep quick operations waiting
 	running  atomic.Bool
 
 	mu      sync.Mutex // guards runs, trouble
@@ -101,6 +102,7 @@ func New(cfg Config) *Engine {
 		log:      cfg.Logger,
 		wakeup:   make(chan struct{}, 1),
 		inFlight: semaphore.NewWeighted(int64(cfg.MaxInFlight)),
+		draining: semaphore.NewWeighted(int64(cfg.MaxInFlight)),
 		runs:     make(map[string]*runner),
 		trouble:  make(map[string]trouble),
 	}
@@ -173,7 +175,7 @@ func (e *Engine) pick(ctx context.Context, runners *sync.WaitGroup, first bool) 
 		if err != nil {
 			return err
 		}
-		r := newRunner(ctx, e, lease, start.Add(e.cfg.LeaseTTL))
+		r := newRunner(ctx, e, lease, b, start.Add(e.cfg.LeaseTTL))
 		e.mu.Lock()
 		e.runs[id] = r
 		e.mu.Unlock()
@@ -231,30 +233,18 @@ func (e *Engine) overlay(b fleet.Batch) fleet.Batch {
 	return b
 }
 
-// Cancel implements handlers.Batches. Nodes in flight are finished, no further one is started. Cancelling twice is no
-// error; cancelling what is done is ErrConflict.
+// Cancel implements handlers.Batches. No further node is started. Nodes in flight are finished, but for drains: these stop
+// where they are. Cancelling twice is no error; cancelling what is done is ErrConflict.
 func (e *Engine) Cancel(ctx context.Context, by fleet.Caller, id string) error {
-	b, items, err := e.cfg.Store.Batch(ctx, id, 0)
-	if err != nil {
-		return fmt.Errorf("cancelling batch %s: %w", id, err)
-	}
-	refs := make([]fleet.NodeRef, len(items))
-	for i := range items {
-		refs[i] = items[i].Ref
-	}
 	// Who may do it may stop it.
-	if err := e.cfg.Authorizer.Authorize(ctx, by, b.Operation, refs); err != nil {
+	if _, _, err := e.permitted(ctx, by, id); err != nil {
 		return fmt.Errorf("cancelling batch %s: %w", id, err)
 	}
-	en := entry(by, id, "batch.cancel", "event")
-	if err := e.cfg.Store.CancelBatch(ctx, id, by.Name, en); err != nil {
+	if err := e.cfg.Store.CancelBatch(ctx, id, by.Name, entry(by, id, "batch.cancel", "event")); err != nil {
 		return fmt.Errorf("cancelling batch %s: %w", id, err)
 	}
-	e.mu.Lock()
-	r := e.runs[id]
-	e.mu.Unlock()
-	if r != nil {
-		r.stop(fleet.ErrCancelled)
+	if r := e.runner(id); r != nil {
+		r.halt(fleet.ErrCancelled)
 	} else {
 		e.wake()
 	}

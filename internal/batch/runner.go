@@ -1,10 +1,12 @@
 package batch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,13 +15,20 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
-// errFailures ends a batch by its stop rule.
-var errFailures = errors.New("too many failed nodes")
+// The reasons why a run ends that nobody else has a name for.
+var (
+	errFailures = errors.New("too many failed nodes")             // the stop rule
+	errHeld     = errors.New("paused with nothing in the middle") // nobody has to watch over it
+)
+
+// recheck is how often a batch asks whether enough nodes are available.
+const recheck = 2 * time.Second
 
 // The notes people read on a batch.
 const (
 	noteNotRecorded = "our own record could not be read or written; the batch goes on by itself as soon as it can"
 	noteAuthority   = "stopped: the person who started it may no longer do this"
+	noteDied        = "the program ended in the middle of it; what the nodes are like now is not known. Resume goes on: nodes that were begun are done again"
 )
 
 // runner is one batch in the hands of this engine, for as long as it has the lease.
@@ -27,6 +36,8 @@ type runner struct {
 	e     *Engine
 	log   *slog.Logger
 	lease fleet.BatchLease
+
+	reversible bool // of the action
 
 	dispatch context.Context // while it lasts, further nodes are started
 	stop     context.CancelCauseFunc
@@ -39,13 +50,25 @@ type runner struct {
 
 	valid time.Time // how long the lease was ours, by our own clock, when the run began
 
-	mu     sync.Mutex // guards failed, moved
+	asked   chan struct{} // somebody steers the batch: renew now, and hear
+	steered chan struct{} // what people asked for has changed: look
+	drains  *recorder     // nil for actions that are done at once
+	noted   string        // the note that the loop left, of the loop
+
+	mu     sync.Mutex // guards failed, moved, steer, hold, ends
 	failed int
 	moved  bool // something was recorded in this run
+	steer  fleet.BatchSteer
+	hold   chan struct{}                   // closed when a pause begins or ends
+	ends   map[int]context.CancelCauseFunc // of the items in flight
 }
 
-func newRunner(ctx context.Context, e *Engine, l fleet.BatchLease, valid time.Time) *runner {
-	r := &runner{e: e, lease: l, valid: valid, log: e.log.With(keyBatch, l.Batch, keyEpoch, l.Epoch)}
+func newRunner(ctx context.Context, e *Engine, l fleet.BatchLease, b fleet.Batch, valid time.Time) *runner {
+	r := &runner{
+		e: e, lease: l, reversible: b.Operation.Action.Reversible(), valid: valid, log: e.log.With(keyBatch, l.Batch, keyEpoch, l.Epoch),
+		asked: make(chan struct{}, 1), steered: make(chan struct{}, 1), hold: make(chan struct{}),
+		ends: make(map[int]context.CancelCauseFunc),
+	}
 	r.dispatch, r.stop = context.WithCancelCause(ctx)
 	r.step, r.cut = context.WithCancelCause(context.WithoutCancel(ctx))
 	return r
@@ -54,15 +77,36 @@ func newRunner(ctx context.Context, e *Engine, l fleet.BatchLease, valid time.Ti
 // run works on the batch until it is done, the engine stops, or the lease is lost.
 func (r *runner) run(ctx context.Context, b fleet.Batch, first bool) {
 	defer r.stop(nil)
-	if r.lease.Idle > r.e.cfg.ResumeWithin && b.CancelledBy == "" && (first || b.State != fleet.BatchQueued) {
-		r.abandon(b)
+	if why := r.foreboding(b, first); why != "" {
+		r.abandon(b, why)
 		return
 	}
-	var keeper sync.WaitGroup
-	keeper.Go(func() { r.keep(ctx) })
+	writing, written := context.WithCancel(context.WithoutCancel(ctx))
+	defer written()
+	var helpers sync.WaitGroup
+	if !r.reversible {
+		r.drains = newRecorder(r.record, func(err error) { r.log.WarnContext(ctx, "recording progress", keyErr, err) })
+		helpers.Go(func() { r.drains.run(writing) })
+	}
+	helpers.Go(func() { r.keep(ctx) })
 	r.end(ctx, r.work())
 	r.cut(nil)
-	keeper.Wait()
+	written()
+	helpers.Wait()
+}
+
+// foreboding is why a batch is left to a person, "" if it goes on by itself.
+func (r *runner) foreboding(b fleet.Batch, first bool) string {
+	switch {
+	case b.CancelledBy != "":
+		return ""
+	case !r.reversible && !r.lease.Clean && b.Counts.Running > 0:
+		return noteDied
+	case r.lease.Idle > r.e.cfg.ResumeWithin && (first || b.State != fleet.BatchQueued):
+		return fmt.Sprintf("nobody worked on it for %s, and the world may have changed; resume it, or cancel it and start a new one for the nodes that are left",
+			r.lease.Idle.Round(time.Minute))
+	}
+	return ""
 }
 
 // keep renews the lease until the run is over, and ends the run when it cannot: an owner that cannot prove that it is
@@ -85,35 +129,133 @@ func (r *runner) keep(ctx context.Context) {
 			t := time.NewTimer(r.e.cfg.Grace)
 			defer t.Stop()
 			grace = t.C
+			continue
 		case <-grace:
 			r.cut(context.Cause(ctx))
 			return
 		case <-expire.C:
 			r.lose(fmt.Errorf("%w: not renewed in time", fleet.ErrLeaseLost))
 			return
+		case <-r.asked:
 		case <-renew.C:
-			start := time.Now()
-			cancelledBy, err := r.renew(valid)
-			switch {
-			case errors.Is(err, fleet.ErrLeaseLost):
-				r.lose(err)
-				return
-			case err != nil:
-				r.log.WarnContext(ctx, "renewing a lease", keyErr, err)
-				renew.Reset(every / 5)
-				continue
-			case cancelledBy != "": // through another replica
-				r.stop(fleet.ErrCancelled)
-			}
-			valid = start.Add(r.e.cfg.LeaseTTL)
-			expire.Reset(time.Until(valid))
-			renew.Reset(every)
 		}
+		start := time.Now()
+		steer, err := r.renew(valid)
+		switch {
+		case errors.Is(err, fleet.ErrLeaseLost):
+			r.lose(err)
+			return
+		case err != nil:
+			r.log.WarnContext(ctx, "renewing a lease", keyErr, err)
+			renew.Reset(every / 5)
+			continue
+		}
+		r.learn(steer)
+		valid = start.Add(r.e.cfg.LeaseTTL)
+		expire.Reset(time.Until(valid))
+		renew.Reset(every)
 	}
 }
 
+// hear has the keeper ask at once what people want.
+func (r *runner) hear() {
+	select {
+	case r.asked <- struct{}{}:
+	default: // it is going to
+	}
+}
+
+// learn takes in what people asked for, here or through another replica.
+func (r *runner) learn(s fleet.BatchSteer) {
+	if s.CancelledBy != "" {
+		r.halt(fleet.ErrCancelled)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s.Version < r.steer.Version {
+		return // read before what we know
+	}
+	if (s.PausedBy == "") != (r.steer.PausedBy == "") {
+		close(r.hold)
+		r.hold = make(chan struct{})
+	}
+	r.steer = s
+	for _, seq := range s.Skip {
+		if end := r.ends[seq]; end != nil {
+			end(fleet.ErrSkipped)
+		}
+	}
+	select {
+	case r.steered <- struct{}{}:
+	default: // it is going to look
+	}
+}
+
+// now is what people asked for, as far as this owner has heard.
+func (r *runner) now() fleet.BatchSteer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.steer
+}
+
+// held is Held of the tasks.
+func (r *runner) held() (held bool, changed <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.steer.PausedBy != "", r.hold
+}
+
+// halt ends the run early. What can be taken back is finished; drains are let go of where they are, if it is a person or
+// the loss of authority that ends it.
+func (r *runner) halt(cause error) {
+	r.stop(cause)
+	if r.reversible || !errors.Is(cause, fleet.ErrCancelled) && !errors.Is(cause, fleet.ErrAuthorityLost) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, end := range r.ends {
+		end(cause)
+	}
+}
+
+// enlist gives an item in flight a context of its own, by which it can be let go of.
+func (r *runner) enlist(seq int) (ctx context.Context, done func()) {
+	ctx, end := context.WithCancelCause(r.step)
+	r.mu.Lock()
+	r.ends[seq] = end
+	skip := slices.Contains(r.steer.Skip, seq)
+	r.mu.Unlock()
+	if skip {
+		end(fleet.ErrSkipped)
+	}
+	if r.dispatch.Err() != nil { // while it was being claimed
+		r.halt(context.Cause(r.dispatch))
+	}
+	return ctx, func() {
+		r.mu.Lock()
+		delete(r.ends, seq)
+		r.mu.Unlock()
+		end(nil)
+	}
+}
+
+// record writes progress down.
+func (r *runner) record(progress []fleet.ItemProgress) error {
+	ctx, cancel := r.recording()
+	defer cancel()
+	err := r.e.cfg.Store.RecordProgress(ctx, r.lease, progress...)
+	switch {
+	case errors.Is(err, fleet.ErrLeaseLost):
+		r.lose(err)
+	case err == nil:
+		r.e.cfg.Notify(r.lease.Batch)
+	}
+	return err
+}
+
 // renew asks once. An answer that takes longer than the lease lasts must not keep anybody from seeing its end.
-func (r *runner) renew(valid time.Time) (string, error) {
+func (r *runner) renew(valid time.Time) (fleet.BatchSteer, error) {
 	limit := time.Now().Add(r.e.cfg.LeaseTTL / 3)
 	if valid.Before(limit) {
 		limit = valid
@@ -156,118 +298,323 @@ func (r *runner) work() error {
 	}
 	r.fail(true)
 
-	var workers sync.WaitGroup
-	slots := make(chan struct{}, max(r.batch.Rollout.MaxConcurrent, 1))
-	for n, i := range r.order() {
-		it := &r.items[i]
-		if !r.begin(slots, n > 0 && it.State == fleet.ItemQueued) {
-			break
-		}
-		if err := r.claim(it); err != nil {
-			r.stop(err)
-			r.e.inFlight.Release(1)
-			break
-		}
-		workers.Go(func() {
-			r.act(it)
-			r.e.inFlight.Release(1)
-			<-slots
-		})
+	r.learn(fleet.BatchSteer{PausedBy: r.batch.PausedBy, Passed: r.batch.Passed, Version: r.batch.Version})
+	if err := r.start(); err != nil {
+		return err
 	}
-	workers.Wait()
 	if r.dispatch.Err() != nil {
 		return context.Cause(r.dispatch)
 	}
 	return nil
 }
 
-// order lists the items to do. What a crash left claimed comes first: its nodes may be half done.
-func (r *runner) order() []int {
-	var claimed, queued []int
-	for i := range r.items {
-		switch r.items[i].State {
-		case fleet.ItemRunning:
-			claimed = append(claimed, i)
-		case fleet.ItemQueued:
-			queued = append(queued, i)
-		default: // done
-		}
+// start starts nodes as the rollout has it until there are none left or something ends the run, and waits for those in
+// flight.
+func (r *runner) start() error {
+	q := newQueue(r.batch.Rollout, r.items)
+	room := r.e.inFlight
+	if !r.reversible {
+		room = r.e.draining
 	}
-	return append(claimed, queued...)
+	var workers sync.WaitGroup
+	landed := make(chan int, q.rollout.MaxConcurrent)
+	defer workers.Wait()
+	var (
+		ticket bool        // there is room for one more over all batches
+		begun  int         // in this run
+		gap    *time.Timer // the pause between two nodes
+		ready  bool        // that pause is over
+	)
+	defer func() {
+		if ticket {
+			room.Release(1)
+		}
+		if gap != nil {
+			gap.Stop()
+		}
+	}()
+	for {
+		now := r.look(q)
+		if q.idle() && (q.empty() || r.dispatch.Err() != nil) {
+			return nil
+		}
+		if q.canary(now) {
+			if err := r.pauseSelf(); err != nil {
+				return err
+			}
+			continue
+		}
+		if now.paused && q.idle() && !q.interrupted() {
+			return errHeld
+		}
+		var note string
+		var ok bool
+		var i int
+		if r.dispatch.Err() == nil {
+			i, note, ok = q.next(now)
+		}
+		if ok && begun > 0 && r.batch.Rollout.PauseBetween > 0 && !ready && r.items[i].State == fleet.ItemQueued {
+			if gap == nil {
+				gap = time.NewTimer(r.batch.Rollout.PauseBetween)
+			}
+			ok = false
+		}
+		if ok && !ticket {
+			// The wait may be long, and by its end another node may be the next.
+			ticket = room.Acquire(r.dispatch, 1) == nil
+			r.collect(q, landed)
+			continue
+		}
+		if !ok && ticket {
+			room.Release(1)
+			ticket = false
+		}
+		if !ok {
+			if now.paused {
+				r.noted = "" // the store has another one
+			} else if note != "" || r.noted != "" && gap == nil && r.dispatch.Err() == nil {
+				if err := r.note(note); err != nil {
+					return err
+				}
+			}
+			ready = r.await(q, landed, gap, note != "") || ready
+			continue
+		}
+		if r.noted != "" {
+			if err := r.note(""); err != nil {
+				return err
+			}
+		}
+		it := &r.items[i]
+		claimed, err := r.claim(it)
+		if err != nil {
+			r.halt(err)
+			continue
+		}
+		if !claimed {
+			if it.State.Finished() {
+				q.leave(i)
+			}
+			continue
+		}
+		q.start(i)
+		begun++
+		gap, ready, ticket = nil, false, false
+		workers.Go(func() {
+			r.act(it)
+			room.Release(1)
+			landed <- i
+		})
+	}
 }
 
-// begin waits for the batch's own limit, for the pause between two nodes and for the limit over all batches. False means
-// that nothing more is to be started.
-func (r *runner) begin(slots chan<- struct{}, pause bool) bool {
-	select {
-	case <-r.dispatch.Done():
-		return false
-	case slots <- struct{}{}:
+// look takes what people asked for into the list of what is to be done.
+func (r *runner) look(q *queue) steering {
+	s := r.now()
+	for _, seq := range s.LeftOut {
+		if it := &r.items[seq]; it.State == fleet.ItemQueued {
+			it.State, it.Code = fleet.ItemSkipped, fleet.CodeSkipped
+			q.leave(seq)
+		}
 	}
-	if pause && r.batch.Rollout.PauseBetween > 0 {
-		t := time.NewTimer(r.batch.Rollout.PauseBetween)
+	return steering{paused: s.PausedBy != "", passed: s.Passed, others: func(cluster string) (n int) {
+		for _, name := range r.e.cfg.Lookup.Unavailable(cluster) {
+			if !q.ours[fleet.NodeRef{Cluster: cluster, Name: name}] {
+				n++
+			}
+		}
+		return n
+	}}
+}
+
+// await waits until there may be something new to do; it tells whether that is the end of the gap.
+func (r *runner) await(q *queue, landed <-chan int, gap *time.Timer, ask bool) bool {
+	var over, again <-chan time.Time
+	if gap != nil {
+		over = gap.C
+	}
+	if ask {
+		t := time.NewTimer(recheck)
 		defer t.Stop()
-		select {
-		case <-r.dispatch.Done():
-			return false
-		case <-t.C:
-		}
+		again = t.C
 	}
-	if r.e.inFlight.Acquire(r.dispatch, 1) != nil {
-		return false
+	stopped := r.dispatch.Done()
+	if r.dispatch.Err() != nil {
+		stopped = nil // only those in flight are waited for
 	}
-	if r.dispatch.Err() != nil { // both were ready
-		r.e.inFlight.Release(1)
-		return false
+	select {
+	case i := <-landed:
+		q.land(i)
+	case <-r.steered:
+	case <-stopped:
+	case <-again:
+	case <-over:
+		return true
 	}
-	return true
+	return false
 }
 
-func (r *runner) claim(it *fleet.Item) error {
+// collect takes in what has landed meanwhile.
+func (r *runner) collect(q *queue, landed <-chan int) {
+	for {
+		select {
+		case i := <-landed:
+			q.land(i)
+		default:
+			return
+		}
+	}
+}
+
+// pauseSelf pauses the batch behind its canary.
+func (r *runner) pauseSelf() error {
 	ctx, cancel := r.recording()
 	defer cancel()
-	if err := r.e.cfg.Store.ClaimItem(ctx, r.lease, it.Seq); err != nil {
-		return recordError(err)
+	en := entry(r.by, r.lease.Batch, "batch.pause", "event")
+	en.Detail = fmt.Sprintf("by itself, after its first %d nodes", r.batch.Rollout.Canary)
+	note := fmt.Sprintf("the first %d nodes are done: have a look at them, and resume", r.batch.Rollout.Canary)
+	steer, err := r.e.cfg.Store.HoldBatch(ctx, r.lease, fleet.PausedByCanary, note, en)
+	if err != nil {
+		return r.broken(err)
 	}
-	it.State = fleet.ItemRunning
-	it.Attempt++
+	r.learn(steer)
 	r.e.cfg.Notify(r.lease.Batch)
 	return nil
 }
 
+// note says on the batch why no further node is started, "" when one is.
+func (r *runner) note(text string) error {
+	if text == r.noted {
+		return nil
+	}
+	ctx, cancel := r.recording()
+	defer cancel()
+	if err := r.e.cfg.Store.NoteBatch(ctx, r.lease, text); err != nil {
+		return r.broken(err)
+	}
+	r.noted = text
+	r.e.cfg.Notify(r.lease.Batch)
+	return nil
+}
+
+// broken ends the run by an error of the store.
+func (r *runner) broken(err error) error {
+	err = recordError(err)
+	r.stop(err)
+	return err
+}
+
+// claim makes an item ours. It answers false if it is not to be done: not now, because the batch is paused, or not at
+// all, because somebody left it out.
+func (r *runner) claim(it *fleet.Item) (bool, error) {
+	ctx, cancel := r.recording()
+	defer cancel()
+	err := r.e.cfg.Store.ClaimItem(ctx, r.lease, it.Seq)
+	switch {
+	case errors.Is(err, fleet.ErrPaused):
+		r.mu.Lock()
+		s := r.steer
+		r.mu.Unlock()
+		s.PausedBy = cmp.Or(s.PausedBy, "somebody") // who it was comes with the renewal
+		r.learn(s)
+		r.hear()
+		return false, nil
+	case errors.Is(err, fleet.ErrSkipped):
+		if it.State == fleet.ItemRunning { // left in the middle, and let go since
+			r.finish(it, skipped(), nil)
+			return false, nil
+		}
+		it.State, it.Code = fleet.ItemSkipped, fleet.CodeSkipped
+		return false, nil
+	case err != nil:
+		return false, recordError(err)
+	}
+	it.State = fleet.ItemRunning
+	it.Attempt++
+	r.e.cfg.Notify(r.lease.Batch)
+	return true, nil
+}
+
+// skipped is the result of an item that a person let go of.
+func skipped() fleet.ItemResult {
+	return fleet.ItemResult{State: fleet.ItemSkipped, Code: fleet.CodeSkipped, Message: "a person let go of it in the middle; what was done stays done"}
+}
+
 // act does one node and records what came of it.
 func (r *runner) act(it *fleet.Item) {
-	res, err := r.e.cfg.Doer.Do(r.step, r.task(it))
+	ctx, done := r.enlist(it.Seq)
+	defer done()
+	t := r.task(it)
+	if r.drains != nil {
+		t.Tell = r.drains.open(it.Seq)
+		defer r.drains.close(it.Seq)
+	}
+	res, err := r.e.cfg.Doer.Do(ctx, t)
 	switch {
 	case errors.Is(err, fleet.ErrNotRecorded):
 		r.stop(err)
 		return // claimed, and found again
 	case errors.Is(err, fleet.ErrAuthorityLost):
-		r.stop(err)
+		r.halt(err)
 		if it.Attempt > 1 {
 			return // an earlier attempt may have changed the node
 		}
 		res, err = fleet.ItemResult{State: fleet.ItemCancelled, Code: fleet.CodeAuthorityLost, Message: noteAuthority}, nil
 	case err != nil && r.step.Err() != nil:
 		return // cut off in the middle; the next owner finds out
+	case err != nil && ctx.Err() != nil:
+		if res, err = r.letGo(t, res, context.Cause(ctx)); errors.Is(err, fleet.ErrNotRecorded) {
+			r.stop(err)
+			return
+		}
+		if err != nil && r.step.Err() != nil {
+			return
+		}
 	}
 	r.finish(it, res, err)
 }
 
+// letGo is the result of an item whose context was ended because somebody asked for it. What can be taken back is looked
+// at: the change may have landed before.
+func (r *runner) letGo(t fleet.Task, res fleet.ItemResult, cause error) (fleet.ItemResult, error) {
+	out := skipped()
+	switch {
+	case errors.Is(cause, fleet.ErrAuthorityLost):
+		out.State, out.Code, out.Message = fleet.ItemCancelled, fleet.CodeAuthorityLost, noteAuthority
+	case errors.Is(cause, fleet.ErrCancelled):
+		out.State, out.Code, out.Message = fleet.ItemCancelled, fleet.CodeCancelled, "the batch was cancelled in the middle of it; what was done stays done"
+	}
+	if r.reversible {
+		now, err := r.e.cfg.Doer.Resolve(r.step, t)
+		if err != nil || now.State != fleet.ItemCancelled {
+			return now, err
+		}
+		return out, nil
+	}
+	out.Edits, out.Drain = res.Edits, res.Drain
+	p := res.Drain
+	if p == nil {
+		p = r.drains.progress(t.Item.Seq)
+	}
+	out.Changed = res.Changed || len(changes(res.Edits)) > 0 || p != nil && p.Evicted > 0
+	return out, nil
+}
+
 func (r *runner) task(it *fleet.Item) fleet.Task {
-	return fleet.Task{By: r.by, Batch: r.lease.Batch, Item: *it, Operation: r.batch.Operation}
+	return fleet.Task{By: r.by, Batch: r.lease.Batch, Item: *it, Operation: r.batch.Operation, Held: r.held}
 }
 
 // finish records the result of an item, and stops the batch if it cannot or if that was one failure too many.
 func (r *runner) finish(it *fleet.Item, res fleet.ItemResult, err error) {
+	if res.Drain == nil && r.drains != nil {
+		res.Drain = r.drains.progress(it.Seq)
+	}
 	done := final(*it, res, err)
 	if err != nil {
 		r.log.WarnContext(r.step, "a node failed", keyNode, it.Ref.String(), keyCode, done.Code, keyErr, err)
 	}
 	for wait := 100 * time.Millisecond; ; wait *= 4 {
-		ctx, cancel := r.recording()
-		err := r.e.cfg.Store.FinishItem(ctx, r.lease, done)
-		cancel()
+		err := r.down(done)
 		if err == nil {
 			break
 		}
@@ -285,6 +632,18 @@ func (r *runner) finish(it *fleet.Item, res fleet.ItemResult, err error) {
 		r.fail(false)
 		r.fail(true)
 	}
+}
+
+// down writes down all that an item has told, and then its end.
+func (r *runner) down(done fleet.Item) error {
+	ctx, cancel := r.recording()
+	defer cancel()
+	if r.drains != nil {
+		if err := r.drains.done(ctx, done.Seq); err != nil {
+			return err
+		}
+	}
+	return r.e.cfg.Store.FinishItem(ctx, r.lease, done)
 }
 
 // rest waits unless the run is cut off.
@@ -315,6 +674,9 @@ func (r *runner) fail(judge bool) {
 // end leaves the batch in the state that the reason asks for.
 func (r *runner) end(ctx context.Context, reason error) {
 	switch {
+	case errors.Is(reason, errHeld):
+		r.release(ctx)
+		return
 	case errors.Is(reason, fleet.ErrLeaseLost):
 		r.log.WarnContext(r.step, "batch lost to another owner", keyErr, reason)
 		return
@@ -436,12 +798,10 @@ func (r *runner) release(ctx context.Context) {
 	r.e.cfg.Notify(r.lease.Batch)
 }
 
-// abandon leaves a batch to a person that nobody has worked on for too long.
-func (r *runner) abandon(b fleet.Batch) {
+// abandon leaves a batch to a person.
+func (r *runner) abandon(b fleet.Batch, note string) {
 	ctx, cancel := r.recording()
 	defer cancel()
-	note := fmt.Sprintf("nobody worked on it for %s, so it does not go on by itself; cancel it and start a new one for the nodes that are left",
-		r.lease.Idle.Round(time.Minute))
 	if err := r.e.cfg.Store.InterruptBatch(ctx, r.lease, note, 0); err != nil {
 		r.log.ErrorContext(ctx, "interrupting a batch", keyErr, err)
 		return // the lease runs out, and the next look finds it again
@@ -515,7 +875,10 @@ func recordError(err error) error {
 
 // final is the item as it is recorded.
 func final(it fleet.Item, res fleet.ItemResult, err error) fleet.Item {
-	it.State, it.Code, it.Error, it.Changed = res.State, res.Code, "", res.Changed
+	it.State, it.Code, it.Error, it.Changed, it.Edits = res.State, res.Code, "", res.Changed, res.Edits
+	if res.Drain != nil {
+		it.Drain = res.Drain
+	}
 	if err == nil && !it.State.Finished() {
 		err = fmt.Errorf("the operation answered with the state %q", res.State)
 	}
@@ -525,7 +888,7 @@ func final(it fleet.Item, res fleet.ItemResult, err error) fleet.Item {
 			it.Code = codeOf(err)
 		}
 	}
-	if it.State != fleet.ItemSucceeded {
+	if it.State != fleet.ItemSucceeded || it.Code != "" { // done, but not all of it or not as it was thought
 		it.Error = res.Message
 	}
 	if it.State == fleet.ItemFailed && it.Error == "" {

@@ -211,13 +211,14 @@ type Item struct {
 	UID       string // frozen at submit; "" if the node was not known then
 	State     ItemState
 	Code      string // kind of the result for people and programs: unchanged, not_found, replaced, foreign_cordon, forbidden, conflict, unavailable, …
-	Error     string // sentence for people, "" unless failed or skipped
+	Error     string // sentence for people, "" for a plain success
 	Changed   bool   // whether the cluster was written
 	StartedAt time.Time
 	EndedAt   time.Time
 	Attempt   int            // how often it was claimed; more than 1 after a crash or an interruption in the middle of it
 	Version   int64          // version of the batch at the item's last change
 	Zone      string         // frozen at submit; "" for a node without one
+	Control   bool           // of the control plane, frozen at submit
 	Edits     []Edit         // what was changed: found and left
 	Undo      []Edit         // of a revert: what is to be taken back, frozen at submit
 	Drain     *DrainProgress // of a drain, once it was begun
@@ -233,6 +234,18 @@ type Task struct {
 	Tell func(DrainEvent)
 	// Held tells whether the batch is paused, and gives a channel that is closed when that changes. Nil: it never is.
 	Held func() (held bool, changed <-chan struct{})
+}
+
+// PausedByCanary stands in Batch.PausedBy for the batch itself. No person can have that name.
+const PausedByCanary = "*canary"
+
+// ItemProgress is what is written down of a drain while it goes on.
+type ItemProgress struct {
+	Seq    int // of the item
+	Drain  *DrainProgress
+	Events []DrainEvent
+	// Mark moves up with every event that the attempt tells. A store that has seen it has the events already.
+	Mark int64
 }
 
 // Counts are derived from the items, never kept beside them.
@@ -255,9 +268,10 @@ type Batch struct {
 	StartedAt   time.Time
 	EndedAt     time.Time
 	CancelledBy string // "" unless somebody asked to cancel
-	PausedBy    string // "" unless it is paused; its own canary pauses a batch too
+	PausedBy    string // "" unless it is paused; PausedByCanary if its own canary did
 	Parent      string // batch that this one repeats or takes back
 	Rollout     Rollout
+	Passed      bool   // a person has gone on after the canary
 	Note        string // why it is interrupted, was stopped or does not start further nodes
 	Version     int64
 	Counts      Counts
@@ -268,6 +282,7 @@ type BatchFilter struct {
 	State   BatchState
 	User    string
 	Cluster string
+	Parent  string // batches that repeat or take back this one
 	Since   time.Time
 	Limit   int
 }
@@ -349,7 +364,10 @@ type BatchLease struct {
 type BatchSteer struct {
 	CancelledBy string
 	PausedBy    string
+	Passed      bool  // a person has gone on after the canary
 	Skip        []int // items that are being done and are to be let go
+	LeftOut     []int // items that were skipped before they were begun
+	Version     int64 // of the batch that this was read from
 }
 
 // BatchEnd is how an owner closes a batch: items that were never started become cancelled with Code and Error.

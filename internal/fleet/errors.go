@@ -66,6 +66,19 @@ func (e *BusyError) Error() string {
 // Is makes every BusyError an ErrConflict.
 func (e *BusyError) Is(target error) bool { return target == ErrConflict }
 
+// PlanChangedError says that what a person consented to is not what would happen now. It is ErrConflict.
+type PlanChangedError struct {
+	Seen string // digest of the plan that the person saw
+	Now  string // of the plan as it is now
+}
+
+func (e *PlanChangedError) Error() string {
+	return "the plan has changed since it was looked at: pods that need a consent came or went"
+}
+
+// Is makes every PlanChangedError an ErrConflict.
+func (e *PlanChangedError) Is(target error) bool { return target == ErrConflict }
+
 // LimitError says that somebody asked too often or for too much. It is ErrTooMany.
 type LimitError struct {
 	What  string        // what is limited: `sign-in`, `streams`

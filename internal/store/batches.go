@@ -36,18 +36,31 @@ type batchRow struct {
 	PauseBetween  int64  `db:"pause_between"`
 	Note          string `db:"note"`
 	Version       int64  `db:"version"`
+
+	PausedBy       string `db:"paused_by"`
+	Parent         string `db:"parent"`
+	PerCluster     int    `db:"per_cluster"`
+	PerZone        int    `db:"per_zone"`
+	MaxUnavailable int    `db:"max_unavailable"`
+	Canary         int    `db:"canary"`
+	Passed         int64  `db:"passed"`
+	Order          string `db:"node_order"`
 }
 
 const batchColumns = `id, operation, state, outcome, created_by, created_by_id, created_at, started_at, ended_at, cancelled_by,
-	max_concurrent, max_failures, pause_between, note, version`
+	max_concurrent, max_failures, pause_between, note, version, paused_by, parent, per_cluster, per_zone, max_unavailable, canary,
+	passed, node_order`
 
 func (r batchRow) batch() (fleet.Batch, error) {
 	b := fleet.Batch{
 		ID: r.ID, State: fleet.BatchState(r.State), Outcome: fleet.BatchOutcome(r.Outcome),
 		CreatedBy: r.CreatedBy, CreatedByID: r.CreatedByID,
 		CreatedAt: moment(r.CreatedAt), StartedAt: moment(r.StartedAt), EndedAt: moment(r.EndedAt),
-		CancelledBy: r.CancelledBy, Note: r.Note, Version: r.Version, Rollout: fleet.Rollout{
-			MaxConcurrent: r.MaxConcurrent, MaxFailures: r.MaxFailures, PauseBetween: time.Duration(r.PauseBetween),
+		CancelledBy: r.CancelledBy, PausedBy: r.PausedBy, Parent: r.Parent, Passed: r.Passed != 0, Note: r.Note, Version: r.Version,
+		Rollout: fleet.Rollout{
+			MaxConcurrent: r.MaxConcurrent, PerCluster: r.PerCluster, PerZone: r.PerZone, MaxUnavailable: r.MaxUnavailable,
+			MaxFailures: r.MaxFailures, PauseBetween: time.Duration(r.PauseBetween), Canary: r.Canary,
+			Order: fleet.BatchOrder(r.Order),
 		},
 	}
 	if err := json.Unmarshal([]byte(r.Operation), &b.Operation); err != nil {
@@ -69,16 +82,32 @@ type itemRow struct {
 	StartedAt int64  `db:"started_at"`
 	EndedAt   int64  `db:"ended_at"`
 	Version   int64  `db:"version"`
+	Zone      string `db:"zone"`
+	Control   int64  `db:"control"`
+	Edits     []byte `db:"edits"`
+	Undo      []byte `db:"undo"`
+	Drain     []byte `db:"drain"`
 }
 
-const itemColumns = `seq, cluster, node, uid, state, code, error, changed, attempt, started_at, ended_at, version`
+const itemColumns = `seq, cluster, node, uid, state, code, error, changed, attempt, started_at, ended_at, version, zone, control,
+	edits, undo, drain`
 
-func (r itemRow) item() fleet.Item {
-	return fleet.Item{
+func (r itemRow) item() (fleet.Item, error) {
+	it := fleet.Item{
 		Seq: r.Seq, Ref: fleet.NodeRef{Cluster: r.Cluster, Name: r.Node}, UID: r.UID, State: fleet.ItemState(r.State),
 		Code: r.Code, Error: r.Error, Changed: r.Changed != 0, Attempt: r.Attempt,
-		StartedAt: moment(r.StartedAt), EndedAt: moment(r.EndedAt), Version: r.Version,
+		StartedAt: moment(r.StartedAt), EndedAt: moment(r.EndedAt), Version: r.Version, Zone: r.Zone, Control: r.Control != 0,
 	}
+	for _, part := range []struct {
+		what string
+		data []byte
+		dest any
+	}{{"edits", r.Edits, &it.Edits}, {"undo", r.Undo, &it.Undo}, {"drain", r.Drain, &it.Drain}} {
+		if err := unpack(part.data, part.dest); err != nil {
+			return fleet.Item{}, fmt.Errorf("reading the %s of %s: %w", part.what, it.Ref, err)
+		}
+	}
+	return it, nil
 }
 
 func flag(b bool) int64 {
@@ -90,11 +119,15 @@ func flag(b bool) int64 {
 
 // CreateBatch writes a batch, its items, the holds on its nodes and the audit intent in one transaction. The same key of
 // the same person answers with the batch that it made before, ErrConflict if that was another request. A node that an
-// unfinished batch holds is a BusyError.
+// unfinished batch holds is a BusyError. A plan that is too large is kept without its pods.
 func (s *Store) CreateBatch(ctx context.Context, d fleet.BatchDraft) (b fleet.Batch, err error) {
+	packed, err := packDraft(d) // before the turn to write is taken: it may be work
+	if err != nil {
+		return fleet.Batch{}, err
+	}
 	for range 2 {
 		err = s.Tx(ctx, func(tx *Tx) (err error) {
-			b, err = tx.createBatch(d)
+			b, err = tx.createBatch(d, packed)
 			return err
 		})
 		if err == nil || !errors.Is(err, errRaced) {
@@ -110,27 +143,54 @@ func (s *Store) CreateBatch(ctx context.Context, d fleet.BatchDraft) (b fleet.Ba
 // errRaced says that a row stood in the way that was not there when the transaction looked.
 var errRaced = errors.New("another transaction was faster")
 
-func (t *Tx) createBatch(d fleet.BatchDraft) (fleet.Batch, error) {
-	if d.Key != "" {
-		var made struct {
-			ID     string `db:"id"`
-			Digest string `db:"digest"`
-		}
-		err := t.Get(&made, `SELECT id, digest FROM batches WHERE created_by_id = ? AND idempotency_key = ?`,
-			d.By.UserID, d.Key)
-		switch {
-		case err == nil && made.Digest == d.Digest:
-			return t.batch(made.ID)
-		case err == nil:
-			return fleet.Batch{}, fmt.Errorf("the idempotency key belongs to batch %s, which asked for something else: %w",
-				made.ID, fleet.ErrConflict)
-		case !errors.Is(err, fleet.ErrNotFound):
-			return fleet.Batch{}, err
-		}
-	}
+// packedDraft is the part of a draft that is stored as bytes.
+type packedDraft struct {
+	operation string
+	plan      []byte   // nil without one
+	undo      [][]byte // of each item
+}
+
+func packDraft(d fleet.BatchDraft) (p packedDraft, err error) {
 	op, err := json.Marshal(d.Batch.Operation)
 	if err != nil {
-		return fleet.Batch{}, fmt.Errorf("writing the operation of a batch: %w", err)
+		return p, fmt.Errorf("writing the operation of a batch: %w", err)
+	}
+	p.operation = string(op)
+	if p.plan, err = packPlan(d.Plan); err != nil {
+		return p, err
+	}
+	p.undo = make([][]byte, len(d.Items))
+	for i, it := range d.Items {
+		if p.undo[i], err = packList(it.Undo); err != nil {
+			return p, fmt.Errorf("writing what is to be taken back on %s: %w", it.Ref, err)
+		}
+	}
+	return p, nil
+}
+
+// made finds the batch that an idempotency key made, ErrNotFound if it made none and ErrConflict if that was another
+// request.
+func (t *Tx) made(userID, key, digest string) (fleet.Batch, error) {
+	var made struct {
+		ID     string `db:"id"`
+		Digest string `db:"digest"`
+	}
+	if err := t.Get(&made, `SELECT id, digest FROM batches WHERE created_by_id = ? AND idempotency_key = ?`, userID, key); err != nil {
+		return fleet.Batch{}, err
+	}
+	if made.Digest != digest {
+		return fleet.Batch{}, fmt.Errorf("the idempotency key belongs to batch %s, which asked for something else: %w",
+			made.ID, fleet.ErrConflict)
+	}
+	return t.batch(made.ID)
+}
+
+func (t *Tx) createBatch(d fleet.BatchDraft, packed packedDraft) (fleet.Batch, error) {
+	if d.Key != "" {
+		b, err := t.made(d.By.UserID, d.Key, d.Digest)
+		if !errors.Is(err, fleet.ErrNotFound) {
+			return b, err
+		}
 	}
 	var key any // NULL
 	if d.Key != "" {
@@ -139,23 +199,30 @@ func (t *Tx) createBatch(d fleet.BatchDraft) (fleet.Batch, error) {
 	b := d.Batch
 	if _, err := t.Exec(`INSERT INTO batches (id, action, operation, state, outcome, created_by, created_by_id, role,
 		session, via, addr, created_at, started_at, ended_at, cancelled_by, max_concurrent, max_failures, pause_between, note,
-		version, idempotency_key, digest, lease_holder, lease_epoch, lease_until, resume_at)
-		VALUES (?, ?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, 0, 0, '', ?, ?, ?, '', 1, ?, ?, '', 0, 0, 0)`,
-		b.ID, string(b.Operation.Action), string(op), string(fleet.BatchQueued), d.By.Name, d.By.UserID, string(d.By.Role),
+		version, idempotency_key, digest, lease_holder, lease_epoch, lease_until, resume_at, parent, per_cluster, per_zone,
+		max_unavailable, canary, node_order)
+		VALUES (?, ?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, 0, 0, '', ?, ?, ?, '', 1, ?, ?, '', 0, 0, 0, ?, ?, ?, ?, ?, ?)`,
+		b.ID, string(b.Operation.Action), packed.operation, string(fleet.BatchQueued), d.By.Name, d.By.UserID, string(d.By.Role),
 		d.By.Session, d.By.Via, d.By.Addr, micros(b.CreatedAt), b.Rollout.MaxConcurrent, b.Rollout.MaxFailures, int64(b.Rollout.PauseBetween),
-		key, d.Digest); err != nil {
+		key, d.Digest, b.Parent, b.Rollout.PerCluster, b.Rollout.PerZone, b.Rollout.MaxUnavailable, b.Rollout.Canary,
+		string(b.Rollout.Order)); err != nil {
 		return fleet.Batch{}, raced("writing a batch", err)
 	}
 	for start := 0; start < len(d.Items); start += itemsAtOnce {
 		part := d.Items[start:min(start+itemsAtOnce, len(d.Items))]
-		args := make([]any, 0, 5*len(part))
-		for _, it := range part {
-			args = append(args, b.ID, it.Seq, it.Ref.Cluster, it.Ref.Name, it.UID)
+		args := make([]any, 0, 8*len(part))
+		for i, it := range part {
+			args = append(args, b.ID, it.Seq, it.Ref.Cluster, it.Ref.Name, it.UID, it.Zone, flag(it.Control), packed.undo[start+i])
 		}
-		const row = `(?, ?, ?, ?, ?, 'queued', '', '', 0, 0, 0, 0, 1)`
+		const row = `(?, ?, ?, ?, ?, 'queued', '', '', 0, 0, 0, 0, 1, ?, ?, ?)`
 		if _, err := t.Exec(`INSERT INTO batch_items (batch_id, seq, cluster, node, uid, state, code, error, changed, attempt,
-			started_at, ended_at, version) VALUES `+row+strings.Repeat(`, `+row, len(part)-1), args...); err != nil {
+			started_at, ended_at, version, zone, control, undo) VALUES `+row+strings.Repeat(`, `+row, len(part)-1), args...); err != nil {
 			return fleet.Batch{}, fmt.Errorf("writing the items of a batch: %w", err)
+		}
+	}
+	if packed.plan != nil {
+		if _, err := t.Exec(`INSERT INTO batch_plans (batch_id, plan) VALUES (?, ?)`, b.ID, packed.plan); err != nil {
+			return fleet.Batch{}, fmt.Errorf("writing the plan of a batch: %w", err)
 		}
 	}
 	var held []struct {
@@ -188,13 +255,19 @@ func raced(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
+// head reads the row of a batch.
+func (t *Tx) head(id string) (row batchRow, err error) {
+	err = t.Get(&row, `SELECT `+batchColumns+` FROM batches WHERE id = ?`, id)
+	if errors.Is(err, fleet.ErrNotFound) {
+		err = notFound("batch", id)
+	}
+	return row, err
+}
+
 // batch reads one batch with its counts.
 func (t *Tx) batch(id string) (fleet.Batch, error) {
-	var row batchRow
-	if err := t.Get(&row, `SELECT `+batchColumns+` FROM batches WHERE id = ?`, id); err != nil {
-		if errors.Is(err, fleet.ErrNotFound) {
-			return fleet.Batch{}, notFound("batch", id)
-		}
+	row, err := t.head(id)
+	if err != nil {
 		return fleet.Batch{}, err
 	}
 	b, err := row.batch()
@@ -252,7 +325,10 @@ func (t *Tx) items(id string, after int64) ([]fleet.Item, error) {
 	}
 	items := make([]fleet.Item, len(rows))
 	for i, r := range rows {
-		items[i] = r.item()
+		var err error
+		if items[i], err = r.item(); err != nil {
+			return nil, err
+		}
 	}
 	return items, nil
 }
@@ -285,6 +361,9 @@ func (s *Store) Batches(ctx context.Context, f fleet.BatchFilter) (out []fleet.B
 	}
 	if f.Cluster != "" {
 		add(`EXISTS (SELECT 1 FROM batch_items i WHERE i.batch_id = batches.id AND i.cluster = ?)`, f.Cluster)
+	}
+	if f.Parent != "" {
+		add(`parent = ?`, f.Parent)
 	}
 	if !f.Since.IsZero() {
 		add(`created_at >= ?`, micros(f.Since))
@@ -351,7 +430,7 @@ func (s *Store) CancelBatch(ctx context.Context, id, by string, e fleet.Entry) e
 }
 
 // RunnableBatches lists batches that wait for an owner, cancelled ones first, then the oldest. A lease that belongs to
-// the holder counts as none; "" is nobody.
+// the holder counts as none; "" is nobody. A paused batch waits for one only if some of its nodes were begun.
 func (s *Store) RunnableBatches(ctx context.Context, holder string, limit int) ([]string, error) {
 	at, err := s.now(ctx)
 	if err != nil {
@@ -360,7 +439,8 @@ func (s *Store) RunnableBatches(ctx context.Context, holder string, limit int) (
 	var ids []string
 	now := micros(at)
 	err = s.list(ctx, &ids, `SELECT id FROM batches WHERE state <> 'done' AND (lease_until <= ? OR lease_holder = ?)
-		AND (state IN ('queued', 'running') OR cancelled_by <> '' OR state = 'interrupted' AND resume_at > 0 AND resume_at <= ?)
+		AND (state IN ('queued', 'running') OR cancelled_by <> '' OR state = 'interrupted' AND resume_at > 0 AND resume_at <= ?
+			OR state = 'paused' AND EXISTS (SELECT 1 FROM batch_items i WHERE i.batch_id = batches.id AND i.state = 'running'))
 		ORDER BY CASE WHEN cancelled_by = '' THEN 1 ELSE 0 END, created_at, id LIMIT ?`, now, nobody(holder), now, limit)
 	return ids, err
 }
@@ -380,18 +460,19 @@ func (s *Store) AcquireBatch(ctx context.Context, id, holder string, ttl time.Du
 		var before struct {
 			Until   int64 `db:"lease_until"`
 			Created int64 `db:"created_at"`
+			Clean   int64 `db:"lease_clean"`
 		}
-		if err := tx.Get(&before, `SELECT lease_until, created_at FROM batches WHERE id = ?`, id); err != nil {
+		if err := tx.Get(&before, `SELECT lease_until, created_at, lease_clean FROM batches WHERE id = ?`, id); err != nil {
 			return lost(err)
 		}
 		var epoch int64
-		if err := tx.Get(&epoch, `UPDATE batches SET lease_holder = ?, lease_epoch = lease_epoch + 1, lease_until = ?
+		if err := tx.Get(&epoch, `UPDATE batches SET lease_holder = ?, lease_epoch = lease_epoch + 1, lease_until = ?, lease_clean = 0
 			WHERE id = ? AND state <> 'done' AND (lease_until <= ? OR lease_holder = ?) RETURNING lease_epoch`,
 			holder, micros(tx.now.Add(ttl)), id, micros(tx.now), nobody(holder)); err != nil {
 			return lost(err)
 		}
 		idle := tx.now.Sub(moment(max(before.Until, before.Created)))
-		l = fleet.BatchLease{Batch: id, Holder: holder, Epoch: epoch, Idle: max(idle, 0)}
+		l = fleet.BatchLease{Batch: id, Holder: holder, Epoch: epoch, Idle: max(idle, 0), Clean: before.Clean != 0}
 		b, err = tx.batch(id)
 		return err
 	})
@@ -406,20 +487,52 @@ func lost(err error) error {
 	return err
 }
 
-// RenewBatch prolongs a lease and tells who cancelled the batch, "" for nobody.
-func (s *Store) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (cancelledBy string, err error) {
+// RenewBatch prolongs a lease and tells what people asked of the batch.
+func (s *Store) RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (steer fleet.BatchSteer, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		return lost(tx.Get(&cancelledBy, `UPDATE batches SET lease_until = ?
-			WHERE id = ? AND lease_holder = ? AND lease_epoch = ? AND state <> 'done' RETURNING cancelled_by`,
-			micros(tx.now.Add(ttl)), l.Batch, l.Holder, l.Epoch))
+		n, err := tx.Exec(`UPDATE batches SET lease_until = ? WHERE id = ? AND lease_holder = ? AND lease_epoch = ? AND state <> 'done'`,
+			micros(tx.now.Add(ttl)), l.Batch, l.Holder, l.Epoch)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fleet.ErrLeaseLost
+		}
+		steer, err = tx.steer(l.Batch)
+		return err
 	})
-	return cancelledBy, err
+	return steer, err
+}
+
+// steer reads what people asked of a batch.
+func (t *Tx) steer(id string) (fleet.BatchSteer, error) {
+	b, err := t.head(id)
+	if err != nil {
+		return fleet.BatchSteer{}, err
+	}
+	out := fleet.BatchSteer{CancelledBy: b.CancelledBy, PausedBy: b.PausedBy, Passed: b.Passed != 0, Version: b.Version}
+	var skips []struct {
+		Seq   int    `db:"seq"`
+		State string `db:"state"`
+	}
+	if err := t.Select(&skips, `SELECT seq, state FROM batch_items WHERE batch_id = ? AND skip_by <> ''
+		AND (state = 'running' OR state = 'skipped' AND attempt = 0) ORDER BY seq`, id); err != nil {
+		return fleet.BatchSteer{}, err
+	}
+	for _, s := range skips {
+		if fleet.ItemState(s.State) == fleet.ItemRunning {
+			out.Skip = append(out.Skip, s.Seq)
+		} else {
+			out.LeftOut = append(out.LeftOut, s.Seq)
+		}
+	}
+	return out, nil
 }
 
 // ReleaseBatch ends a lease and leaves the batch as it is.
 func (s *Store) ReleaseBatch(ctx context.Context, l fleet.BatchLease) error {
 	return s.Tx(ctx, func(tx *Tx) error {
-		n, err := tx.Exec(`UPDATE batches SET lease_holder = '', lease_until = ?
+		n, err := tx.Exec(`UPDATE batches SET lease_holder = '', lease_until = ?, lease_clean = 1
 			WHERE id = ? AND lease_holder = ? AND lease_epoch = ?`, micros(tx.now), l.Batch, l.Holder, l.Epoch)
 		if err == nil && n == 0 {
 			err = fleet.ErrLeaseLost
@@ -437,14 +550,16 @@ func (t *Tx) step(l fleet.BatchLease) (version int64, err error) {
 	return version, err
 }
 
-// StartBatch makes a batch running and returns everything there is to do.
+// StartBatch makes a batch running, unless it is paused, and returns everything there is to do.
 func (s *Store) StartBatch(ctx context.Context, l fleet.BatchLease) (b fleet.Batch, by fleet.Caller, items []fleet.Item, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
 		if _, err := tx.step(l); err != nil {
 			return err
 		}
 		now := micros(tx.now)
-		if _, err := tx.Exec(`UPDATE batches SET state = 'running', note = '', resume_at = 0,
+		if _, err := tx.Exec(`UPDATE batches SET resume_at = 0,
+			state = CASE WHEN paused_by <> '' AND cancelled_by = '' THEN 'paused' ELSE 'running' END,
+			note = CASE WHEN state = 'paused' THEN note ELSE '' END,
 			started_at = CASE WHEN started_at = 0 THEN ? ELSE started_at END WHERE id = ?`, now, l.Batch); err != nil {
 			return err
 		}
@@ -470,43 +585,66 @@ func (s *Store) StartBatch(ctx context.Context, l fleet.BatchLease) (b fleet.Bat
 	return b, by, items, err
 }
 
-// ClaimItem makes an item running and counts the attempt. ErrCancelled if somebody cancelled the batch.
+// ClaimItem makes an item running and counts the attempt. ErrCancelled if somebody cancelled the batch; ErrSkipped if
+// somebody asked to leave the item out; ErrPaused for an item that was not begun, if the batch is paused.
 func (s *Store) ClaimItem(ctx context.Context, l fleet.BatchLease, seq int) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		version, err := tx.step(l)
 		if err != nil {
 			return err
 		}
-		var cancelledBy string
-		if err := tx.Get(&cancelledBy, `SELECT cancelled_by FROM batches WHERE id = ?`, l.Batch); err != nil {
+		var now struct {
+			CancelledBy string `db:"cancelled_by"`
+			PausedBy    string `db:"paused_by"`
+			SkipBy      string `db:"skip_by"`
+			State       string `db:"state"`
+		}
+		err = tx.Get(&now, `SELECT b.cancelled_by, b.paused_by, i.skip_by, i.state FROM batches b JOIN batch_items i ON i.batch_id = b.id
+			WHERE b.id = ? AND i.seq = ?`, l.Batch, seq)
+		switch {
+		case errors.Is(err, fleet.ErrNotFound):
+			return fmt.Errorf("item %d of batch %s is missing: %w", seq, l.Batch, fleet.ErrConflict)
+		case err != nil:
 			return err
-		}
-		if cancelledBy != "" {
+		case now.CancelledBy != "":
 			return fleet.ErrCancelled
+		case now.SkipBy != "" && (now.State == "running" || now.State == "skipped"):
+			return fleet.ErrSkipped
+		case now.PausedBy != "" && now.State == "queued":
+			return fleet.ErrPaused
 		}
-		n, err := tx.Exec(`UPDATE batch_items SET state = 'running', attempt = attempt + 1, version = ?,
+		n, err := tx.Exec(`UPDATE batch_items SET state = 'running', attempt = attempt + 1, version = ?, told = 0,
 			started_at = CASE WHEN started_at = 0 THEN ? ELSE started_at END
 			WHERE batch_id = ? AND seq = ? AND state IN ('queued', 'running')`, version, micros(tx.now), l.Batch, seq)
 		if err == nil && n != 1 {
-			err = fmt.Errorf("item %d of batch %s is finished or missing: %w", seq, l.Batch, fleet.ErrConflict)
+			err = fmt.Errorf("item %d of batch %s is finished: %w", seq, l.Batch, fleet.ErrConflict)
 		}
 		return err
 	})
 }
 
-// FinishItem records the final state, code, error and changed of an item that is running.
+// FinishItem records the final state of an item that is running: code, error, changed, what was changed and, unless it
+// is nil, the progress of its drain.
 func (s *Store) FinishItem(ctx context.Context, l fleet.BatchLease, it fleet.Item) error {
 	if !it.State.Finished() {
 		return fmt.Errorf("item %d of batch %s would end in the state %q: %w", it.Seq, l.Batch, it.State, fleet.ErrInvalid)
+	}
+	edits, err := packList(it.Edits)
+	if err != nil {
+		return fmt.Errorf("writing the edits of %s: %w", it.Ref, err)
+	}
+	drain, err := packDrain(it.Drain)
+	if err != nil {
+		return fmt.Errorf("writing the drain of %s: %w", it.Ref, err)
 	}
 	return s.Tx(ctx, func(tx *Tx) error {
 		version, err := tx.step(l)
 		if err != nil {
 			return err
 		}
-		n, err := tx.Exec(`UPDATE batch_items SET state = ?, code = ?, error = ?, changed = ?, ended_at = ?, version = ?
-			WHERE batch_id = ? AND seq = ? AND state = 'running'`, string(it.State), it.Code, storable(it.Error), flag(it.Changed),
-			micros(tx.now), version, l.Batch, it.Seq)
+		n, err := tx.Exec(`UPDATE batch_items SET state = ?, code = ?, error = ?, changed = ?, ended_at = ?, version = ?,
+			edits = ?, drain = COALESCE(?, drain) WHERE batch_id = ? AND seq = ? AND state = 'running'`,
+			string(it.State), it.Code, storable(it.Error), flag(it.Changed), micros(tx.now), version, edits, drain, l.Batch, it.Seq)
 		if err == nil && n != 1 {
 			err = fmt.Errorf("item %d of batch %s is not running: %w", it.Seq, l.Batch, fleet.ErrConflict)
 		}
@@ -537,7 +675,7 @@ func (s *Store) EndBatch(ctx context.Context, l fleet.BatchLease, end fleet.Batc
 		}
 		outcome := fleet.OutcomeOf(c, end.Stopped)
 		if _, err := tx.Exec(`UPDATE batches SET state = 'done', outcome = ?, note = ?, ended_at = ?, lease_holder = '',
-			lease_until = ?, resume_at = 0 WHERE id = ?`, string(outcome), storable(end.Note), now, now, l.Batch); err != nil {
+			lease_until = ?, lease_clean = 1, resume_at = 0, paused_by = '' WHERE id = ?`, string(outcome), storable(end.Note), now, now, l.Batch); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(`DELETE FROM batch_holds WHERE batch_id = ?`, l.Batch); err != nil {
@@ -560,8 +698,8 @@ func (s *Store) InterruptBatch(ctx context.Context, l fleet.BatchLease, note str
 		if retry > 0 {
 			resume = micros(tx.now.Add(retry))
 		}
-		_, err := tx.Exec(`UPDATE batches SET state = 'interrupted', note = ?, resume_at = ?, lease_holder = '', lease_until = ?
-			WHERE id = ?`, storable(note), resume, micros(tx.now), l.Batch)
+		_, err := tx.Exec(`UPDATE batches SET state = 'interrupted', note = ?, resume_at = ?, lease_holder = '', lease_until = ?,
+			lease_clean = 1 WHERE id = ?`, storable(note), resume, micros(tx.now), l.Batch)
 		return err
 	})
 }

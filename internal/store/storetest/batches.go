@@ -22,7 +22,7 @@ type BatchStore interface {
 	CancelBatch(ctx context.Context, id, by string, e fleet.Entry) error
 	RunnableBatches(ctx context.Context, holder string, limit int) ([]string, error)
 	AcquireBatch(ctx context.Context, id, holder string, ttl time.Duration) (fleet.BatchLease, fleet.Batch, error)
-	RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (cancelledBy string, err error)
+	RenewBatch(ctx context.Context, l fleet.BatchLease, ttl time.Duration) (fleet.BatchSteer, error)
 	ReleaseBatch(ctx context.Context, l fleet.BatchLease) error
 	StartBatch(ctx context.Context, l fleet.BatchLease) (fleet.Batch, fleet.Caller, []fleet.Item, error)
 	ClaimItem(ctx context.Context, l fleet.BatchLease, seq int) error
@@ -30,6 +30,7 @@ type BatchStore interface {
 	EndBatch(ctx context.Context, l fleet.BatchLease, end fleet.BatchEnd) error
 	InterruptBatch(ctx context.Context, l fleet.BatchLease, note string, retry time.Duration) error
 	Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error)
+	SteerStore
 }
 
 // RunBatches checks that a store keeps batches as the engine needs it. Open returns an empty store for each test.
@@ -53,6 +54,21 @@ func RunBatches(t *testing.T, open func(t *testing.T) BatchStore) {
 		{"End", end},
 		{"Interrupt", interrupt},
 		{"List", listBatches},
+		{"Whole", whole},
+		{"PlanTooLarge", planTooLarge},
+		{"MadeAndFree", madeAndFree},
+		{"Pause", pause},
+		{"PauseRefused", pauseRefused},
+		{"ResumeWhatWaits", resumeWhatWaits},
+		{"Canary", canary},
+		{"Skip", skip},
+		{"Clean", clean},
+		{"PausedInTheMiddle", pausedInTheMiddle},
+		{"Note", note},
+		{"Progress", progress},
+		{"ProgressTwice", progressTwice},
+		{"Events", events},
+		{"EventsWhileTheyAreWritten", eventsWhileTheyAreWritten},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -359,9 +375,13 @@ func stepsOfAnOldEpochChangeNothing(t *testing.T, s BatchStore) {
 	for _, l := range []fleet.BatchLease{old, sameHolder} {
 		_, renewErr := s.RenewBatch(ctx, l, time.Minute)
 		_, _, _, startErr := s.StartBatch(ctx, l)
+		_, holdErr := s.HoldBatch(ctx, l, "x", "x", fleet.Entry{Action: "batch.pause", Batch: "b1"})
 		for doing, err := range map[string]error{
 			"RenewBatch":     renewErr,
 			"StartBatch":     startErr,
+			"HoldBatch":      holdErr,
+			"NoteBatch":      s.NoteBatch(ctx, l, "x"),
+			"RecordProgress": s.RecordProgress(ctx, l, told(0, 9, "late")),
 			"ReleaseBatch":   s.ReleaseBatch(ctx, l),
 			"ClaimItem":      s.ClaimItem(ctx, l, 1),
 			"FinishItem":     s.FinishItem(ctx, l, fleet.Item{Seq: 0, State: fleet.ItemSucceeded}),
@@ -380,6 +400,10 @@ func stepsOfAnOldEpochChangeNothing(t *testing.T, s BatchStore) {
 	if diff := cmp.Diff(itemsBefore, itemsAfter); diff != "" {
 		t.Errorf("items changed (-before +after):\n%s", diff)
 	}
+	if es, err := s.BatchEvents(ctx, "b1", 0, 0); err != nil || len(es) != 0 {
+		t.Errorf("the old owner wrote %d events, %v", len(es), err)
+	}
+	must(t, "RecordProgress of the owner", s.RecordProgress(ctx, now, told(0, 1, "on time")))
 	must(t, "FinishItem of the owner", s.FinishItem(ctx, now, fleet.Item{Seq: 0, State: fleet.ItemSucceeded}))
 }
 
@@ -491,9 +515,9 @@ func cancel(t *testing.T, s BatchStore) {
 	if _, items := readB1(t, s); items[1].State != fleet.ItemQueued {
 		t.Errorf("item is %s", items[1].State)
 	}
-	by, err := s.RenewBatch(ctx, l, time.Minute)
-	if err != nil || by != "bob" {
-		t.Errorf("RenewBatch = %q, %v: the owner does not hear of it", by, err)
+	steer, err := s.RenewBatch(ctx, l, time.Minute)
+	if err != nil || steer.CancelledBy != "bob" {
+		t.Errorf("RenewBatch = %+v, %v: the owner does not hear of it", steer, err)
 	}
 	must(t, "FinishItem", s.FinishItem(ctx, l, fleet.Item{Seq: 0, State: fleet.ItemSucceeded}))
 	must(t, "InterruptBatch", s.InterruptBatch(ctx, l, "x", 0))
