@@ -99,10 +99,10 @@ func conflicts(edits []fleet.Edit) string {
 			says = append(says, fmt.Sprintf("%s is %q, not %q", marks.Name(e), plain(value(e.Before)), value(e.After)))
 		}
 	}
-	return list(says)
+	return sentence(says)
 }
 
-func list(says []string) string {
+func sentence(says []string) string {
 	more := ""
 	if len(says) > maxNamed {
 		more = fmt.Sprintf("; and %d more", len(says)-maxNamed)
@@ -162,6 +162,6 @@ func landed(w work, n *corev1.Node) (d decision, ok bool) {
 	}
 	return decision{result: fleet.ItemResult{
 		State: fleet.ItemSkipped, Code: fleet.CodeUndone, Changed: true, Edits: w.recorded,
-		Message: "this batch had changed it, and somebody changed it again since: " + list(other),
+		Message: "this batch had changed it, and somebody changed it again since: " + sentence(other),
 	}}, true
 }

@@ -90,11 +90,12 @@ func New(cfg Config) *Ops {
 
 // The keys of log records.
 const (
-	keyNode  = "node"
-	keyBatch = "batch"
-	keyOp    = "op"
-	keyUser  = "user"
-	keyErr   = "err"
+	keyNode    = "node"
+	keyCluster = "cluster"
+	keyBatch   = "batch"
+	keyOp      = "op"
+	keyUser    = "user"
+	keyErr     = "err"
 )
 
 // Authorize tells whether a person may do an operation to all of some nodes. A refusal goes on record.

@@ -65,8 +65,8 @@ func (o *Ops) Prepare(ctx context.Context, by fleet.Caller, op fleet.Operation, 
 	return op, o.authorize(ctx, by, op, undo, refs)
 }
 
-// fields says which fields are of which actions.
-var fields = []struct {
+// ownFields says which fields are of which actions.
+var ownFields = []struct {
 	name  string // of the form and of JSON
 	given func(fleet.Operation) bool
 	of    []fleet.Action
@@ -106,7 +106,7 @@ func checkFields(op fleet.Operation) error {
 			return fleet.Invalid("reason", "holds the control character %U", r)
 		}
 	}
-	for _, f := range fields {
+	for _, f := range ownFields {
 		if f.given(op) && !slices.Contains(f.of, op.Action) {
 			return fleet.Invalid(f.name, "is a field of %s only", names(f.of))
 		}

@@ -71,7 +71,7 @@ func revert(w work, n *corev1.Node) decision {
 	d := decision{edits: all, result: fleet.ItemResult{State: fleet.ItemSucceeded}}
 	if len(left) > 0 {
 		d.result.Code = fleet.CodeChangedSince
-		d.result.Message = "somebody changed since: " + list(left)
+		d.result.Message = "somebody changed since: " + sentence(left)
 	}
 	if done, ok := landed(w, n); ok {
 		if done.result.State == fleet.ItemSucceeded {
