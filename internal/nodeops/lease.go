@@ -238,6 +238,7 @@ func expired(l *coordinationv1.Lease, now time.Time) bool {
 	return holderOf(l) == "" || expiry(l).Before(now)
 }
 
+// value is what a pointer leads to, the zero value for none.
 func value[T any](p *T) (v T) {
 	if p != nil {
 		v = *p
