@@ -68,13 +68,27 @@ func (p PlanPage) open(fields ...string) bool {
 
 // shownErrors are the fields whose errors stand beside them.
 func (p PlanPage) shownErrors() []string {
-	shown := []string{
-		"confirm", "labels", "taints", "source", "template", "mode", "on_conflict", "order", "reason", "grace_period_seconds", "timeout_seconds",
-		"pod_selector", "skip_wait_for_delete_timeout",
+	shown := append([]string{"confirm", "reason", "order"}, rolloutFields...)
+	if p.Plan == nil {
+		shown = shown[1:] // there is nothing to confirm, and no place beside it
 	}
-	shown = append(shown, rolloutFields...)
-	for _, v := range p.templateValues() {
-		shown = append(shown, "value."+v.name)
+	switch p.Action {
+	case fleet.ActionUncordon:
+		return append(shown, "foreign")
+	case fleet.ActionDrain:
+		return append(shown, "grace_period_seconds", "timeout_seconds", "pod_selector", "skip_wait_for_delete_timeout")
+	case fleet.ActionLabels:
+		return append(shown, "labels", "mode", "on_conflict")
+	case fleet.ActionTaints:
+		return append(shown, "taints", "mode", "on_conflict")
+	case fleet.ActionCopy:
+		return append(shown, "source", "mode", "on_conflict")
+	case fleet.ActionTemplate:
+		shown = append(shown, "template", "on_conflict")
+		for _, v := range p.templateValues() {
+			shown = append(shown, "value."+v.name)
+		}
+	case fleet.ActionCordon, fleet.ActionRevert:
 	}
 	return shown
 }
@@ -376,7 +390,7 @@ type warning struct {
 }
 
 // seriousImpacts are told of before the pods, those that hurt most first.
-var seriousImpacts = []string{"single_replica", "all_replicas", "pinned", "critical", "not_made_again"}
+var seriousImpacts = []string{"single_replica", "all_replicas", "pinned", "critical"}
 
 // warnings are what the numbers do not say.
 func warnings(lang string, p *fleet.Plan) []warning {
@@ -421,8 +435,8 @@ func nodeFaults(lang string, p *fleet.Plan) []warning {
 	names := map[string][]string{}
 	for _, c := range p.Clusters {
 		for _, n := range c.Nodes {
-			if n.Fault == "" {
-				continue
+			if n.Fault == "" || n.Fault == fleet.CodeBlocked {
+				continue // what blocks is told with the consents, the rights and the budgets
 			}
 			if names[n.Fault] == nil {
 				order = append(order, n.Fault)
