@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/kube-node-manager/kube-node-manager/handlers"
@@ -60,6 +61,7 @@ type App struct {
 	auth    *auth.Service
 	manager *realtime.Manager
 	streams *realtime.Streamer
+	keeper  *audit.Keeper
 	engine  *batch.Engine
 	files   *kubeconfigs
 	server  *http.Server
@@ -90,6 +92,19 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	a.ends.push("closing the database", func(context.Context) error { return a.store.Close() })
 
 	record := audit.New(a.store, a.logger)
+	signer := audit.NewSigner(a.store.InstallationID())
+	if cfg.AuditKeyFile != "" {
+		if signer, err = audit.LoadSigner(cfg.AuditKeyFile, a.store.InstallationID()); err != nil {
+			return nil, err
+		}
+	}
+	a.keeper = audit.NewKeeper(record, audit.KeeperConfig{
+		Signer: signer, Retention: cfg.AuditRetention, Logger: a.component("audit"),
+		Emit: func(ctx context.Context, h fleet.AuditHead) {
+			// Whoever collects the log has what the database alone cannot show: that the record was cut or rewritten.
+			a.component("audit").LogAttrs(ctx, slog.LevelInfo, "head of the record", slog.Any("head", h))
+		},
+	})
 	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.logger})
 	a.manager = realtime.NewManager(realtime.ManagerConfig{
 		Logger: a.logger, Metrics: registry, Render: renderer{}, Identities: a.store,
@@ -104,7 +119,9 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	var changed func(id string)
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
-		Record:  record, Authority: authority{a.store}, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Record:  record, Authority: authority{a.store}, Batches: a.store, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
+		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
 	})
 	a.engine = batch.New(batch.Config{
 		Store: a.store, Doer: verbs, Authorizer: verbs, Planner: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
@@ -273,6 +290,7 @@ func (a *App) RemoveCluster(name string) error { return a.manager.Remove(name) }
 func (a *App) Run(ctx context.Context) error {
 	g := newGroup(ctx)
 	g.start(&a.ends, "sessions", a.auth.Run)
+	g.start(&a.ends, "record", a.keeper.Run)
 	g.start(&a.ends, "supervisors", a.manager.Run)
 	if len(a.cfg.Kubeconfigs) > 0 {
 		g.start(&a.ends, "kubeconfigs", a.files.run)

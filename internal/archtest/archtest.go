@@ -40,8 +40,13 @@ var rules = map[string]rule{
 		never:   []string{k8s, chi, tpl, sql},
 	},
 	"internal/kube": {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
+	"internal/marks": {
+		ours: []string{"internal/fleet"}, outside: []string{"k8s.io/apimachinery/pkg/api/validate/content"}, never: []string{chi, tpl, sql},
+	},
+	"internal/kubectl": {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/nodeops": {
-		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
+		ours:    []string{"internal/drain", "internal/fleet", "internal/kube", "internal/kubectl", "internal/marks"},
+		outside: []string{k8s}, never: []string{chi, tpl, sql},
 	},
 	"internal/drain": {
 		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},

@@ -576,7 +576,7 @@ func (d *drain) sent(live *corev1.Pod) answer {
 	}
 	a := interpret(err)
 	if a.meaning == meansThrottled {
-		d.job.Gate.quiet(max(a.retry, time.Second))
+		d.job.Gate.throttled(max(a.retry, time.Second))
 	}
 	if a.meaning == meansConflict || a.meaning == meansUnanswered {
 		d.reread(live, &a)

@@ -97,7 +97,7 @@ func setUp(t *testing.T, cluster *kubetest.Cluster, cfg *rest.Config) *whole {
 			defer w.mu.Unlock()
 			w.observed[n.Name] = n.ResourceVersion
 		},
-		Logger: logger,
+		Logger: logger, Installation: s.InstallationID(), LeaseNamespace: leaseNamespace,
 	})
 	w.engine = batch.New(batch.Config{
 		Store: s, Doer: w.ops, Authorizer: w.ops, Planner: w.ops, Lookup: w, Logger: logger, Holder: "a",
