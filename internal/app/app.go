@@ -26,8 +26,10 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 	"github.com/kube-node-manager/kube-node-manager/internal/nodeops"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
+	"github.com/kube-node-manager/kube-node-manager/internal/templates"
 	"github.com/kube-node-manager/kube-node-manager/realtime"
 	"github.com/kube-node-manager/kube-node-manager/views"
 )
@@ -117,9 +119,10 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)
+	book := templates.New(templates.Config{Store: a.store, Audit: record, Check: grammar})
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
-		Record:  record, Authority: authority{a.store}, Batches: a.store, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Record:  record, Authority: authority{a.store}, Templates: book, Batches: a.store, Observe: a.manager.Observe, Logger: a.component("nodeops"),
 		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
 		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
 	})
@@ -142,7 +145,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	})
 
 	site, err := handlers.New(handlers.Config{
-		Nodes: a.manager, Clusters: steering{a.manager, record}, Streams: a.streams, Batches: a.engine, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
+		Nodes: a.manager, Clusters: steering{a.manager, record}, Streams: a.streams, Batches: a.engine, Templates: book, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
 		Version: opts.Version,
 	})
@@ -153,6 +156,13 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		return nil, err
 	}
 	return a, nil
+}
+
+// grammar is what the lines of a template must have, whatever is put in the place of its placeholders.
+func grammar(labels, taints []string) error {
+	_, badLabels := marks.ParseLabels("labels", labels)
+	_, badTaints := marks.ParseTaints("taints", taints)
+	return errors.Join(badLabels, badTaints)
 }
 
 // holder names this process in the leases of batches. There is one server on a SQLite database, which goes on with its
