@@ -54,7 +54,7 @@ var rules = map[string]rule{
 	"internal/batch": {
 		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/sync/", "golang.org/x/time/"}, never: []string{k8s, chi, tpl, sql},
 	},
-	"internal/templates": {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl, sql}},
+	"internal/templates": {ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/store": {
 		ours:    []string{"internal/fleet"},
 		outside: []string{"github.com/jackc/pgx/v5", "github.com/jmoiron/sqlx", "github.com/pressly/goose/v3", "modernc.org/sqlite"},
