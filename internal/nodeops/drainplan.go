@@ -9,5 +9,5 @@ import (
 
 // planDrain works out what draining nodes of one cluster would do.
 func (o *Ops) planDrain(_ context.Context, _ fleet.Caller, op fleet.Operation, cluster string, _ []fleet.Item) (fleet.ClusterPlan, error) {
-	return fleet.ClusterPlan{}, fmt.Errorf("planning %s of nodes in %s: %w", op.Action, cluster, fleet.ErrUnavailable)
+	return fleet.ClusterPlan{Cluster: cluster}, fmt.Errorf("planning %s of nodes in %s: %w", op.Action, cluster, fleet.ErrUnavailable)
 }
