@@ -25,9 +25,6 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/kubetest"
 )
 
-// root is ada as an admin.
-var root = fleet.Caller{UserID: "u-ada", Name: "ada", Role: fleet.RoleAdmin, Session: "s1", Via: "session", Addr: "192.0.2.1"}
-
 // as makes the person behind batches an admin or an operator.
 func (w *whole) as(role fleet.Role) {
 	w.mu.Lock()
