@@ -59,6 +59,9 @@ var rules = map[string]rule{
 		outside: []string{"github.com/jackc/pgx/v5", "github.com/jmoiron/sqlx", "github.com/pressly/goose/v3", "modernc.org/sqlite"},
 		never:   []string{k8s, chi, tpl},
 	},
+	"internal/templates": {
+		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{k8s, chi, tpl, sql},
+	},
 	"realtime": {
 		ours:    []string{"internal/fleet", "internal/kube"},
 		outside: []string{k8s, prom, "github.com/r3labs/sse/v2", "github.com/klauspost/compress/flate", "golang.org/x/time/rate"},

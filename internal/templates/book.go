@@ -48,7 +48,9 @@ type Book struct{ cfg Config }
 func New(cfg Config) *Book { return &Book{cfg: cfg} }
 
 // Templates lists the newest version of each, by name.
-func (b *Book) Templates(ctx context.Context) ([]fleet.Template, error) { return b.cfg.Store.Templates(ctx) }
+func (b *Book) Templates(ctx context.Context) ([]fleet.Template, error) {
+	return b.cfg.Store.Templates(ctx)
+}
 
 // Template returns one version, the newest for 0. ErrNotFound. A version of a template that was deleted is still there.
 func (b *Book) Template(ctx context.Context, id string, version int) (fleet.Template, error) {
