@@ -119,10 +119,10 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)
-	book := templates.New(templates.Config{Store: a.store, Audit: record, Check: grammar})
+	shelf := templates.New(templates.Config{Store: a.store, Audit: record, Check: checkMarks})
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
-		Record:  record, Authority: authority{a.store}, Templates: book, Batches: a.store, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Record:  record, Authority: authority{a.store}, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Logger: a.component("nodeops"),
 		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
 		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
 	})
@@ -145,7 +145,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	})
 
 	site, err := handlers.New(handlers.Config{
-		Nodes: a.manager, Clusters: steering{a.manager, record}, Streams: a.streams, Batches: a.engine, Templates: book, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
+		Nodes: a.manager, Clusters: steering{a.manager, record}, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
 		Version: opts.Version,
 	})
@@ -156,13 +156,6 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		return nil, err
 	}
 	return a, nil
-}
-
-// grammar is what the lines of a template must have, whatever is put in the place of its placeholders.
-func grammar(labels, taints []string) error {
-	_, badLabels := marks.ParseLabels("labels", labels)
-	_, badTaints := marks.ParseTaints("taints", taints)
-	return errors.Join(badLabels, badTaints)
 }
 
 // holder names this process in the leases of batches. There is one server on a SQLite database, which goes on with its
@@ -399,6 +392,13 @@ func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, err
 	return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
 }
 
+// checkMarks is the grammar that the lines of templates have.
+func checkMarks(labels, taints []string) error {
+	_, labelErr := marks.ParseLabels("labels", labels)
+	_, taintErr := marks.ParseTaints("taints", taints)
+	return errors.Join(labelErr, taintErr)
+}
+
 // steering puts on record what people do to the connections of clusters.
 type steering struct {
 	manager *realtime.Manager
@@ -444,7 +444,11 @@ var (
 
 	_ handlers.Streams = (*realtime.Streamer)(nil)
 	_ handlers.Batches = (*batch.Engine)(nil)
-	_ handlers.Auth    = (*auth.Service)(nil)
-	_ handlers.People  = (*auth.Service)(nil)
-	_ handlers.Audit   = (*audit.Log)(nil)
+
+	_ handlers.Templates = (*templates.Book)(nil)
+	_ templates.Store    = (*store.Store)(nil)
+
+	_ handlers.Auth   = (*auth.Service)(nil)
+	_ handlers.People = (*auth.Service)(nil)
+	_ handlers.Audit  = (*audit.Log)(nil)
 )

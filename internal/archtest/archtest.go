@@ -54,11 +54,13 @@ var rules = map[string]rule{
 	"internal/batch": {
 		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/sync/", "golang.org/x/time/"}, never: []string{k8s, chi, tpl, sql},
 	},
-	"internal/templates": {ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/store": {
 		ours:    []string{"internal/fleet"},
 		outside: []string{"github.com/jackc/pgx/v5", "github.com/jmoiron/sqlx", "github.com/pressly/goose/v3", "modernc.org/sqlite"},
 		never:   []string{k8s, chi, tpl},
+	},
+	"internal/templates": {
+		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{k8s, chi, tpl, sql},
 	},
 	"realtime": {
 		ours:    []string{"internal/fleet", "internal/kube"},
