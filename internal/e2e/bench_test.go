@@ -56,5 +56,12 @@ func BenchmarkLarge(b *testing.B) {
 	b.Run("burst", func(b *testing.B) { burst(b, c, nodes, scaled(b, 100, 10)) })
 }
 
+// BenchmarkDrain has 50 nodes with 20 pods each.
+func BenchmarkDrain(b *testing.B) {
+	nodes := scaled(b, 50, 6)
+	c := control(b, nodes)
+	b.Run("drain", func(b *testing.B) { drains(b, c, nodes, 20, 8) })
+}
+
 // BenchmarkDown is the start while nothing answers.
 func BenchmarkDown(b *testing.B) { down(b, 20) }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -594,10 +595,18 @@ func burst(tb testing.TB, c *kubetest.Cluster, nodes, viewers int) {
 	l.stop()
 }
 
-// batches cordons every node by a batch, beside a bare loop of patches with the same parallelism.
+// batches changes every node by a batch, beside a bare loop of patches with the same parallelism.
 func batches(tb testing.TB, c *kubetest.Cluster, nodes, parallel int) {
 	tb.Helper()
-	s := scoreOf(tb, fmt.Sprintf("batch over %d nodes, %d at a time", nodes, parallel))
+	oneBatch(tb, c, nodes, parallel, "cordon", nil, `{"spec":{"unschedulable":true}}`, `{"spec":{"unschedulable":null}}`)
+	oneBatch(tb, c, nodes, parallel, "labels", map[string]any{"labels": "example.com/wave=7"},
+		`{"metadata":{"labels":{"example.com/wave":"7"}}}`, `{"metadata":{"labels":{"example.com/wave":null}}}`)
+}
+
+// oneBatch is an action with its fields, and the patches that do the same and undo it.
+func oneBatch(tb testing.TB, c *kubetest.Cluster, nodes, parallel int, action string, fields map[string]any, do, undo string) {
+	tb.Helper()
+	s := scoreOf(tb, fmt.Sprintf("%s of %d nodes by a batch, %d at a time", action, nodes, parallel))
 	l := serveLoad(tb, 1, c.Kubeconfig)
 	l.synced(tb, 1, nodes)
 	names := nodeNames(tb, c)
@@ -606,27 +615,26 @@ func batches(tb testing.TB, c *kubetest.Cluster, nodes, parallel int) {
 	for i, n := range names {
 		refs[i] = c.Name + "/" + n
 	}
-	patch := func(unschedulable bool) time.Duration {
+	patch := func(body string) time.Duration {
 		began := time.Now()
 		each(tb, parallel, names, func(ctx context.Context, _ int, node string) error {
-			_, err := c.Client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType,
-				fmt.Appendf(nil, `{"spec":{"unschedulable":%t}}`, unschedulable), metav1.PatchOptions{})
+			_, err := c.Client().CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, []byte(body), metav1.PatchOptions{})
 			return err
 		})
 		return time.Since(began)
 	}
-	bare := patch(true)
-	patch(false)
+	bare := patch(do)
+	patch(undo)
 	l.synced(tb, 1, nodes)
-	body, err := json.Marshal(map[string]any{
-		"action": "cordon", "nodes": strings.Join(refs, "\n"), "reason": "bench", "max_concurrent": parallel,
-	})
+	asked := map[string]any{"action": action, "nodes": strings.Join(refs, "\n"), "reason": "bench", "max_concurrent": parallel}
+	maps.Copy(asked, fields)
+	body, err := json.Marshal(asked)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	var b batch
 	var ours time.Duration
-	stop := l.cpuProfile(tb, fmt.Sprintf("batch-%d", nodes))
+	stop := l.cpuProfile(tb, fmt.Sprintf("batch-%s-%d", action, nodes))
 	spent := l.meter(tb, nil, func() {
 		began := time.Now()
 		who.json(http.StatusAccepted, &b, "POST", "/api/v1/batches", string(body))
@@ -637,7 +645,7 @@ func batches(tb testing.TB, c *kubetest.Cluster, nodes, parallel int) {
 	if b.Counts.Succeeded != nodes {
 		tb.Errorf("%s, want %d to succeed", b, nodes)
 	}
-	patch(false)
+	patch(undo)
 	s.add("bare loop", float64(nodes)/bare.Seconds(), "nodes/s")
 	s.add("batch", float64(nodes)/ours.Seconds(), "nodes/s")
 	spent.load(s)

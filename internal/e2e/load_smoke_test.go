@@ -18,6 +18,7 @@ func TestLoad_Smoke(t *testing.T) {
 	crowded(t, c, nodes, streams, 5, 20, 20, true)
 	burst(t, c, nodes, 10)
 	batches(t, c, nodes, 4)
+	drains(t, c, 4, 3, 2)
 	held(t, c, nodes, streams, 2)
 	whole(t, c, nodes, 3)
 	down(t, 4)
@@ -26,7 +27,7 @@ func TestLoad_Smoke(t *testing.T) {
 	if err := table(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"API calls", "HTML p50 against raw", "RSS per stream", "everybody back after", "all clusters live", "4 clusters, all down"} {
+	for _, want := range []string{"API calls", "HTML p50 against raw", "RSS per stream", "everybody back after", "all clusters live", "4 clusters, all down", "batch against kubectl drain"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the table has no line %q:\n%s", want, b.String())
 		}
