@@ -264,6 +264,7 @@ func TestCase13_15_20_42_ControllersStopped(t *testing.T) {
 	}
 
 	t.Run("Case13_LaggingBudget", func(t *testing.T) {
+		t.Parallel()
 		b := bench(t)
 		b.patchPDB(ns, lagging.Name, `{"spec":{"minAvailable":1}}`)
 		d := b.start(nodes[0], hasty, consenting(fleet.ConsentUnmanaged))
@@ -283,6 +284,7 @@ func TestCase13_15_20_42_ControllersStopped(t *testing.T) {
 		d.end(fleet.DrainCancelled, context.Canceled)
 	})
 	t.Run("Case15_NamespaceTerminating", func(t *testing.T) {
+		t.Parallel()
 		b := bench(t)
 		if err := c.Client().CoreV1().Namespaces().Delete(t.Context(), ending, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
@@ -297,6 +299,7 @@ func TestCase13_15_20_42_ControllersStopped(t *testing.T) {
 		d.end(fleet.DrainDone, nil)
 	})
 	t.Run("Case42_TooManyDisruptions", func(t *testing.T) {
+		t.Parallel()
 		b := bench(t)
 		counted := map[string]metav1.Time{}
 		for i := range 2001 {
@@ -321,6 +324,7 @@ func TestCase13_15_20_42_ControllersStopped(t *testing.T) {
 		d.end(fleet.DrainDone, nil)
 	})
 	t.Run("Case20_DaemonSetGone", func(t *testing.T) {
+		t.Parallel()
 		b := bench(t)
 		b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "agent-x", Node: nodes[3].Name, Mutate: ownedBy("apps/v1", "DaemonSet", "gone")})
 		d := b.start(nodes[3])

@@ -1,6 +1,7 @@
 package drain
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -129,6 +130,7 @@ func TestClassify(t *testing.T) {
 		{name: "DR-15 tolerates everything", pod: fixture("p", tolerating(corev1.Toleration{Operator: corev1.TolerationOpExists})), verdict: fleet.VerdictEvict, codes: []string{CodeReturns}},
 		{name: "DR-15 tolerates the cordon", pod: fixture("p", tolerating(corev1.Toleration{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule})), verdict: fleet.VerdictEvict, codes: []string{CodeReturns}},
 		{name: "DR-15 tolerates something else", pod: fixture("p", tolerating(corev1.Toleration{Key: "gpu", Operator: corev1.TolerationOpExists}, corev1.Toleration{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute})), verdict: fleet.VerdictEvict},
+		{name: "DR-15 is no matter for a DaemonSet", pod: fixture("p", ownedBy("apps/v1", "DaemonSet", "agent"), tolerating(corev1.Toleration{Operator: corev1.TolerationOpExists})), look: presence(Present), verdict: fleet.VerdictIgnore, codes: []string{CodeDaemonSet}},
 		{name: "DR-16 self", pod: fixture("p"), policy: Policy{Self: types.NamespacedName{Namespace: "shop", Name: "p"}}, verdict: fleet.VerdictEvict, codes: []string{CodeSelf}},
 		{name: "DR-17 responders", pod: fixture("p", func(p *corev1.Pod) { p.Spec.EvictionResponders = []corev1.EvictionResponder{{Name: "example.com/r"}} }), verdict: fleet.VerdictEvict, codes: []string{CodeResponders}},
 	} {
@@ -269,6 +271,50 @@ func TestOrder(t *testing.T) {
 	} {
 		if got := Order(p, self); got != want {
 			t.Errorf("Order = %d, want %d", got, want)
+		}
+	}
+}
+
+// TestClassify_KubectlCases is the table of kubectl's own tests (pkg/cmd/drain/drain_test.go, pkg/drain/filter_test.go,
+// v0.36.3) with our verdicts: delete is to evict, fatal is to block. We have no --ignore-daemonsets: it is always on.
+func TestClassify_KubectlCases(t *testing.T) {
+	t.Parallel()
+	var (
+		daemon = ownedBy("apps/v1", "DaemonSet", "ds")
+		job    = ownedBy("batch/v1", "Job", "job")
+		force  = []fleet.Consent{fleet.ConsentForce, fleet.ConsentUnmanaged}
+		both   = append(slices.Clone(force), fleet.ConsentLocalData)
+	)
+	for _, tt := range []struct {
+		description string
+		pod         *corev1.Pod
+		ds          Presence
+		consents    []fleet.Consent
+		skip        time.Duration
+		want        fleet.Verdict
+	}{
+		{description: "RC-managed pod", pod: fixture("bar", ownedBy("v1", "ReplicationController", "rc")), want: fleet.VerdictEvict},
+		{description: "DS-managed terminated pod", pod: fixture("bar", daemon, phase(corev1.PodFailed)), ds: Present, want: fleet.VerdictEvict},
+		{description: "orphaned DS-managed pod", pod: fixture("bar", daemon), ds: Absent, want: fleet.VerdictBlock},
+		{description: "orphaned DS-managed pod with --force", pod: fixture("bar", daemon), ds: Absent, consents: force, want: fleet.VerdictEvict},
+		{description: "DS-managed pod with --ignore-daemonsets", pod: fixture("bar", daemon), ds: Present, want: fleet.VerdictIgnore},
+		{description: "DS-managed pod with emptyDir with --ignore-daemonsets", pod: fixture("bar", daemon, scratch), ds: Present, want: fleet.VerdictIgnore},
+		{description: "Job-managed pod with local storage", pod: fixture("bar", job, scratch), consents: both, want: fleet.VerdictEvict},
+		{description: "Job-managed terminated pod", pod: fixture("bar", job, scratch, phase(corev1.PodSucceeded)), want: fleet.VerdictEvict},
+		{description: "RS-managed pod", pod: fixture("bar"), want: fleet.VerdictEvict},
+		{description: "naked pod", pod: fixture("bar", orphan), want: fleet.VerdictBlock},
+		{description: "naked pod with --force", pod: fixture("bar", orphan), consents: force, want: fleet.VerdictEvict},
+		{description: "pod with EmptyDir", pod: fixture("bar", orphan, scratch), consents: force, want: fleet.VerdictBlock},
+		{description: "terminated pod with emptyDir", pod: fixture("bar", scratch, phase(corev1.PodFailed)), want: fleet.VerdictEvict},
+		{description: "pod with EmptyDir and --delete-emptydir-data", pod: fixture("bar", orphan, scratch), consents: both, want: fleet.VerdictEvict},
+		// The filter of those that are on their way out: kubectl would evict the second again, and we wait.
+		{description: "skip deleted: not deleted", pod: fixture("pod"), skip: 20 * time.Second, want: fleet.VerdictEvict},
+		{description: "skip deleted: just now", pod: fixture("pod", deleted(time.Second)), skip: 20 * time.Second, want: fleet.VerdictWait},
+		{description: "skip deleted: long ago", pod: fixture("pod", deleted(100*time.Second)), skip: 20 * time.Second, want: fleet.VerdictIgnore},
+	} {
+		got := Classify(tt.pod, Policy{Consents: tt.consents, SkipStuck: tt.skip}, presence(tt.ds), noon)
+		if got.Verdict != tt.want {
+			t.Errorf("%s: %s %+v, want %s", tt.description, got.Verdict, got.Reasons, tt.want)
 		}
 	}
 }

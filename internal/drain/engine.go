@@ -526,6 +526,9 @@ func (d *drain) evictOne(e eviction) answer {
 	if e.intent != nil {
 		began := time.Now()
 		if err := d.job.Intend(d.work, *e.intent); err != nil {
+			if d.work.Err() != nil {
+				return answer{meaning: meansNever, err: d.work.Err()} // whatever it says, it was cut off
+			}
 			return answer{meaning: meansUnannounced, message: "not announced: " + plain(err.Error()), err: err}
 		}
 		if time.Since(began) > mostStale {

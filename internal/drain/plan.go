@@ -532,7 +532,7 @@ func (b *builder) estimate(pods []*fleet.PodPlan, waves map[string]int) fleet.Es
 		case fleet.VerdictBlock:
 			out.Blocked = true
 			continue
-		case fleet.VerdictEvict, fleet.VerdictWait:
+		default:
 		}
 		groups[p.Order] = max(groups[p.Order], p.Grace)
 		if p.Budget == nil || b.pol.Delete {

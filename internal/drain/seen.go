@@ -208,6 +208,7 @@ func (d *drain) look(p *pod) {
 			d.set(p, fleet.PodQueued, nil)
 		default:
 		}
+	default: // what only taints do
 	}
 }
 

@@ -86,8 +86,7 @@ func (r *Reading) readWebhooks(ctx context.Context, c kubernetes.Interface) erro
 func serving(all []discoveryv1.EndpointSlice) []string {
 	var out []string
 	for i := range all {
-		for j := range all[i].Endpoints {
-			e := &all[i].Endpoints[j]
+		for _, e := range all[i].Endpoints {
 			if e.Conditions.Ready != nil && !*e.Conditions.Ready {
 				continue
 			}

@@ -37,7 +37,7 @@ func (c *Cluster) Kubectl(tb testing.TB, args ...string) (stdout, stderr string,
 		tb.Fatalf("kubetest: %v", err)
 	}
 	var out, said bytes.Buffer
-	cmd := exec.CommandContext(tb.Context(), program, append([]string{"--kubeconfig", c.Kubeconfig}, args...)...) //nolint:gosec // the arguments are the test's
+	cmd := exec.CommandContext(tb.Context(), program, append([]string{"--kubeconfig", c.Kubeconfig}, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &said
 	err = cmd.Run()
 	return out.String(), said.String(), err
