@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -40,27 +41,29 @@ const (
 	codeLabelUsed     = "label_used"      // it asks for a label that changes
 	codeUnmatched     = "label_unmatched" // it would not be placed here any more, and stays
 	codeDaemonRemoved = "daemonset_unmatched"
-	codeNotCounted    = "pods_not_counted" // a warning about the cluster
+	// Warnings about the cluster.
+	codeNotCounted = "pods_not_counted"
+	codeNotKept    = "not_kept" // something replaces nodes, and new ones come without the change
 )
 
 // sight is a node that changes, whose pods are of interest.
 type sight struct {
-	plan          *fleet.NodePlan
-	before, after *corev1.Node
-	edits         []fleet.Edit
-	pods          []corev1.Pod
+	plan   *fleet.NodePlan
+	before *corev1.Node
+	change *change
+	pods   []corev1.Pod
 }
 
 // deletes tells whether the change sets a taint that makes the taint manager delete pods.
 func (s *sight) deletes() bool {
-	return slices.ContainsFunc(s.edits, func(e fleet.Edit) bool {
+	return slices.ContainsFunc(s.change.edits, func(e fleet.Edit) bool {
 		return e.Kind == fleet.EditTaint && e.Effect == fleet.NoExecute && e.After != nil
 	})
 }
 
 // concerns tells whether pods may care for the change at all.
 func (s *sight) concerns() bool {
-	return slices.ContainsFunc(s.edits, func(e fleet.Edit) bool {
+	return slices.ContainsFunc(s.change.edits, func(e fleet.Edit) bool {
 		return e.Kind == fleet.EditLabel && e.Before != nil || e.Kind == fleet.EditTaint && e.Effect == fleet.NoSchedule && e.After != nil
 	})
 }
@@ -110,6 +113,25 @@ func (l *look) pods(ctx context.Context, client kubernetes.Interface, all []sigh
 	return l.budgets(ctx, client, sights, gone)
 }
 
+// passing warns of changes that end with the node: whatever made it makes the next one without them (LT-20).
+func (l *look) passing(all []sight) {
+	n, of := 0, ""
+	for i := range all {
+		if all[i].change.labels == nil && all[i].change.spec["taints"] == nil {
+			continue
+		}
+		for _, key := range slices.Sorted(maps.Keys(all[i].before.Labels)) {
+			if remark, _ := marks.LabelRemark(key); remark == marks.RemarkPool {
+				n, of = n+1, key
+				break
+			}
+		}
+	}
+	if n > 0 {
+		l.plan.Warnings = append(l.plan.Warnings, fleet.Impact{ID: "LT-20", Code: codeNotKept, Detail: fmt.Sprintf("%d nodes with %s", n, of)})
+	}
+}
+
 // readPods reads the pods of the nodes, each by the server's index.
 func readPods(ctx context.Context, client kubernetes.Interface, sights []*sight) error {
 	errs := make([]error, len(sights))
@@ -130,7 +152,7 @@ func readPods(ctx context.Context, client kubernetes.Interface, sights []*sight)
 // judge fills in the pods of a node, and returns those that a taint deletes.
 func (s *sight) judge() []*corev1.Pod {
 	var gone []*corev1.Pod
-	deletes := s.deletes()
+	deletes, after := s.deletes(), s.change.applied(s.before)
 	for i := range s.pods {
 		p := &s.pods[i]
 		if p.DeletionTimestamp != nil {
@@ -138,10 +160,10 @@ func (s *sight) judge() []*corev1.Pod {
 		}
 		out := podPlan(p)
 		if deletes {
-			evicted(&out, p, s.after.Spec.Taints)
+			evicted(&out, p, after.Spec.Taints)
 		}
 		if out.Verdict == fleet.VerdictStay {
-			s.remarks(&out, p)
+			s.remarks(&out, p, after)
 		}
 		if !deletes && len(out.Reasons) == 0 {
 			continue // nothing is to be said of it
@@ -228,10 +250,10 @@ func evicted(out *fleet.PodPlan, p *corev1.Pod, taints []corev1.Taint) {
 }
 
 // remarks are about a pod that no taint deletes.
-func (s *sight) remarks(out *fleet.PodPlan, p *corev1.Pod) {
+func (s *sight) remarks(out *fleet.PodPlan, p *corev1.Pod, after *corev1.Node) {
 	daemon := out.OwnerKind == "DaemonSet"
 	var used []string
-	for _, e := range s.edits {
+	for _, e := range s.change.edits {
 		if e.Kind == fleet.EditLabel && asksFor(p, e.Key) {
 			used = append(used, e.Key)
 		}
@@ -246,7 +268,7 @@ func (s *sight) remarks(out *fleet.PodPlan, p *corev1.Pod) {
 		return
 	}
 	say(out, "LT-21", codeLabelUsed, strings.Join(used, ", "))
-	switch fitted, fits := matches(p, s.before), matches(p, s.after); {
+	switch fitted, fits := matches(p, s.before), matches(p, after); {
 	case !fitted || fits:
 	case daemon:
 		out.Verdict = fleet.VerdictDelete

@@ -522,6 +522,7 @@ func TestCase64_TaintsOfControllers(t *testing.T) {
 // what is said to go later goes later; what is said to stay, stays.
 func TestCase65_NoExecute(t *testing.T) {
 	t.Parallel()
+	const soon = int64(5) // seconds
 	c := kubetest.Shared(t)
 	w := setUp(t, c, c.REST())
 	w.as(fleet.RoleAdmin)
@@ -540,12 +541,12 @@ func TestCase65_NoExecute(t *testing.T) {
 	pdb := c.PDB(t, ns, "web", "3")
 	c.DaemonSet(t, kubetest.PodSpec{Namespace: ns, Name: "agent"})
 	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "alone", Node: node})
-	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "soon", Node: node, Mutate: tolerating(new(int64(3)))})
+	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "soon", Node: node, Mutate: tolerating(new(soon))})
 	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "never", Node: node, Mutate: tolerating(nil)})
 	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "far", Node: node, Mutate: tolerating(new(int64(36000)))})
 	// Two of the same toleration, of which one is spared: their deadlines are the same, or the spared one's is earlier.
 	spared := makeNodes(t, c, 1)[0]
-	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "spared", Node: spared, Mutate: tolerating(new(int64(3)))})
+	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "spared", Node: spared, Mutate: tolerating(new(soon))})
 
 	op := taints("out=of-order:NoExecute")
 	p := w.plan(op, node)
@@ -586,12 +587,14 @@ func TestCase65_NoExecute(t *testing.T) {
 		t.Errorf("digest is %q", p.Digest)
 	}
 
+	start := time.Now()
 	if res := w.do("b1", op, w.item(spared)); !res.Changed {
 		t.Fatalf("Do = %+v", res)
 	}
 	if res := w.do("b2", taints("out-"), w.item(spared)); !res.Changed {
 		t.Fatalf("Do = %+v", res)
 	}
+	inTime := time.Since(start) < time.Duration(soon)*time.Second
 	asked := time.Now()
 	if res := w.do("b3", op, w.item(node)); !res.Changed {
 		t.Fatalf("Do = %+v", res)
@@ -609,13 +612,17 @@ func TestCase65_NoExecute(t *testing.T) {
 		}
 		return true
 	})
-	if took := time.Since(asked); took < 3*time.Second {
-		t.Errorf("a pod that tolerates it for three seconds was gone after %s", took)
+	if took := time.Since(asked); took < time.Duration(soon)*time.Second {
+		t.Errorf("a pod that tolerates it for %d seconds was gone after %s", soon, took)
 	}
 	if !left["never"] || !left["far"] || len(left) != 2 {
 		t.Errorf("left on the node: %v", slices.Sorted(maps.Keys(left)))
 	}
-	if pod := c.WaitPod(t, ns, "spared", func(*corev1.Pod) bool { return true }); pod == nil || pod.DeletionTimestamp != nil {
+	pod := c.WaitPod(t, ns, "spared", func(*corev1.Pod) bool { return true })
+	switch {
+	case !inTime: // the machine is too slow to say anything
+		t.Logf("taking the taint away took longer than %d seconds", soon)
+	case pod == nil || pod.DeletionTimestamp != nil:
 		t.Error("a pod was deleted for a taint that was taken away in time")
 	}
 }
@@ -673,6 +680,14 @@ func TestCase68_FiveHundredNodes(t *testing.T) {
 	t.Logf("planned in %s", time.Since(start))
 	if p.Counts != (fleet.PlanCounts{Total: 500, Change: 498, Blocked: 2}) {
 		t.Errorf("planned %+v", p.Counts)
+	}
+	w.as(fleet.RoleAdmin)
+	p = w.plan(taints("out:NoExecute"), nodes...)
+	warned := slices.ContainsFunc(p.Clusters[0].Warnings, func(i fleet.Impact) bool {
+		return i.Code == "pods_not_counted" && i.Detail == "300 of 500 nodes"
+	})
+	if !warned || p.Confirm != c.Name || p.Counts.Change != 500 {
+		t.Errorf("planned %+v, warned %+v, asked for %q", p.Counts, p.Clusters[0].Warnings, p.Confirm)
 	}
 	id := w.submit(op, nodes...)
 	vanished := []int{7, 250, 499}
@@ -816,6 +831,38 @@ func TestCluster_PlansOfLabels(t *testing.T) {
 	c.WaitPods(t, ns, "agent", func(pods []*corev1.Pod) bool { return len(pods) == 0 })
 	if pods := c.WaitPods(t, ns, "web", func([]*corev1.Pod) bool { return true }); len(pods) != 1 {
 		t.Errorf("%d pods of the deployment", len(pods))
+	}
+}
+
+// TestCluster_PlansWithoutPermissions checks that what may not be read is named, and counts as bad news.
+func TestCluster_PlansWithoutPermissions(t *testing.T) {
+	t.Parallel()
+	c := kubetest.Shared(t)
+	ns := c.Namespace(t)
+	name := c.Node(t, kubetest.NodeSpec{Labels: map[string]string{"karpenter.sh/nodepool": "x"}}).Name
+	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "alone", Node: name})
+	user := kubetest.Name(t, "reader")
+	c.Grant(t, user, kubetest.Rule("", "nodes", "get"))
+	w := setUp(t, c, c.User(t, user))
+	w.as(fleet.RoleAdmin)
+	p := w.plan(taints("out:NoExecute"), name)
+	if l := p.Clusters[0]; l.Error != "" || !slices.Equal(l.Missing, []string{"pods"}) || p.Confirm != c.Name || l.Nodes[0].Verdict != fleet.NodeChange {
+		t.Errorf("without pods: %q, missing %v, asked for %q", l.Error, l.Missing, p.Confirm)
+	}
+	if l := p.Clusters[0]; len(l.Warnings) != 1 || l.Warnings[0].ID != "LT-20" || !strings.Contains(l.Warnings[0].Detail, "karpenter.sh/nodepool") {
+		t.Errorf("warnings %+v", l.Warnings)
+	}
+	user = kubetest.Name(t, "reader")
+	c.Grant(t, user, kubetest.Rule("", "nodes", "get"), kubetest.Rule("", "pods", "list"))
+	w = setUp(t, c, c.User(t, user))
+	w.as(fleet.RoleAdmin)
+	p = w.plan(taints("out:NoExecute"), name)
+	l := p.Clusters[0]
+	if l.Error != "" || !slices.Equal(l.Missing, []string{"poddisruptionbudgets"}) || p.Confirm != c.Name {
+		t.Errorf("without budgets: %q, missing %v, asked for %q", l.Error, l.Missing, p.Confirm)
+	}
+	if pods := l.Nodes[0].Pods; len(pods) != 1 || pods[0].Budget == nil || pods[0].Budget.Allowance != fleet.AllowNotEvaluated {
+		t.Errorf("pods %+v", pods)
 	}
 }
 

@@ -151,9 +151,10 @@ func (o *Ops) planEdits(
 		p := &l.plan.Nodes[i]
 		ch := planNode(p, work{by: by, batch: noBatch, item: it, op: op, at: l.plan.At}, n)
 		if ch != nil {
-			look = append(look, sight{plan: p, before: n, after: ch.applied(n), edits: ch.edits})
+			look = append(look, sight{plan: p, before: n, change: ch})
 		}
 	}
+	l.passing(look)
 	if err := l.pods(ctx, client, look); err != nil {
 		return l, err
 	}
@@ -231,6 +232,7 @@ func readNodes(ctx context.Context, client kubernetes.Interface, items []fleet.I
 	if len(items) > fewNodes {
 		err := pages(ctx, core, "nodes", metav1.ListOptions{}, func() *corev1.NodeList { return &corev1.NodeList{} }, func(l *corev1.NodeList) {
 			for i := range l.Items {
+				l.Items[i].Status.Images = nil // most of a node, and of no use here
 				out[l.Items[i].Name] = &l.Items[i]
 			}
 		})
