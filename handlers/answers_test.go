@@ -72,7 +72,7 @@ func TestErrors(t *testing.T) {
 		{name: "no content type", call: call{method: "POST", path: "/login", body: "x=y", header: map[string]string{"Content-Type": ""}}, status: 415, typ: "unsupported"},
 		{name: "compressed body", call: call{method: "POST", path: "/login", body: "x", header: map[string]string{"Content-Encoding": "gzip"}}, status: 415, typ: "unsupported"},
 		{name: "cross-origin post", call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "cordon"), header: map[string]string{"Sec-Fetch-Site": "cross-site"}}, status: 403, typ: "forbidden"},
-		{name: "unknown field", call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "cordon", "nodes", "prod/node-0", "dry_run", "true")}, status: 422, field: "dry_run", typ: "invalid"},
+		{name: "unknown field", call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "cordon", "nodes", "prod/node-0", "colour", "red")}, status: 422, field: "colour", typ: "invalid"},
 		{name: "unknown action", call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "explode", "nodes", "prod/node-0")}, status: 422, field: "action", typ: "invalid", says: "explode"},
 		{name: "no action", call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("nodes", "prod/node-0")}, status: 422, field: "action", typ: "invalid"},
 		{name: "bad node", call: call{method: "POST", path: "/api/v1/batches", who: "operator", body: formBody("action", "cordon", "nodes", "prod/node-0\nprod/..")}, status: 422, field: "nodes", typ: "invalid", says: "prod/.."},

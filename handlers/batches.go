@@ -21,33 +21,50 @@ const (
 )
 
 // createBatch makes a batch and answers in the way that the client can use: htmx and curl with the stream of its
-// progress, a browser without scripts with the page of the batch, and a program with where to find it.
+// progress, a browser without scripts with the page of the batch, and a program with where to find it. A dry run answers
+// with the plan.
 func (s *server) createBatch(w http.ResponseWriter, r *http.Request) error {
 	setDeadlines(w, readTimeout, writeTimeout)
-	spec, err := readSpec(r)
+	a, in, err := readAsk(r)
+	// A confirmed plan that cannot be had is shown again, with what is in the way and everything that was chosen.
+	again := in != nil && in.has("plan") && accepts(r, "text/html") && !htmx(r)
 	if err != nil {
+		if again {
+			in.err = nil
+			return s.showPlan(w, r, in, err)
+		}
 		return err
 	}
 	// The body is read; from here on nothing is expected of the client, for as long as the stream lives.
 	setDeadlines(w, 0, writeTimeout)
-	caller := callerOf(r)
-	b, err := s.cfg.Batches.Submit(r.Context(), caller, spec)
+	if a.dryRun {
+		return s.writePlan(w, r, a.spec)
+	}
+	b, err := s.cfg.Batches.Submit(r.Context(), callerOf(r), a.spec)
 	if err != nil {
+		if again {
+			return s.showPlan(w, r, in, err)
+		}
 		return err
 	}
-	location := "/batches/" + url.PathEscape(b.ID)
+	return s.made(w, r, b.ID)
+}
+
+// made answers for a batch that was made.
+func (s *server) made(w http.ResponseWriter, r *http.Request, id string) error {
+	location := "/batches/" + url.PathEscape(id)
 	w.Header().Set("Location", "/api/v1"+location)
 	switch {
 	case htmx(r):
-		return s.streamPanel(w, r, b.ID)
+		return s.streamPanel(w, r, id)
 	case accepts(r, "text/event-stream"):
 		setDeadlines(w, 0, 0)
-		return s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.JSON), Batch: b.ID})
+		return s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.JSON), Batch: id})
 	case accepts(r, "text/html"):
 		http.Redirect(w, r, location, http.StatusSeeOther)
 		return nil
 	}
-	return s.writeBatch(w, r, http.StatusAccepted, b.ID)
+	return s.writeBatch(w, r, http.StatusAccepted, id)
 }
 
 // freshViewer opens with the current state: a POST has seen nothing yet, whatever its headers say.
@@ -77,48 +94,6 @@ func (s *server) streamPanel(w http.ResponseWriter, r *http.Request, id string) 
 func canCancel(c fleet.Caller, b fleet.Batch) bool {
 	p, ok := b.Operation.Action.Permission()
 	return ok && b.State != fleet.BatchDone && b.CancelledBy == "" && c.May(p, "")
-}
-
-// readSpec reads what is asked for. It checks the form of every field; whether the whole makes sense is for the engine.
-func readSpec(r *http.Request) (fleet.BatchSpec, error) {
-	in, err := readInput(r)
-	if err != nil {
-		return fleet.BatchSpec{}, err
-	}
-	spec := fleet.BatchSpec{
-		Operation: fleet.Operation{
-			Action: fleet.Action(in.text("action")), Reason: in.text("reason"), Foreign: fleet.ForeignPolicy(in.text("foreign")),
-		},
-		Rollout: fleet.Rollout{
-			MaxConcurrent: in.number("max_concurrent"), MaxFailures: in.number("max_failures"), PauseBetween: in.duration("pause_between"),
-		},
-		IdempotencyKey: in.text("idempotency_key"),
-	}
-	if key := r.Header.Get("Idempotency-Key"); key != "" {
-		if spec.IdempotencyKey != "" && spec.IdempotencyKey != key {
-			in.fail(fleet.Invalid("idempotency_key", "differs from the Idempotency-Key header"))
-		}
-		spec.IdempotencyKey = key
-	}
-	if len(spec.IdempotencyKey) > maxKey {
-		in.fail(fleet.Invalid("idempotency_key", "may have at most %d bytes", maxKey))
-	}
-	for _, line := range in.lines("nodes") {
-		ref, err := fleet.ParseNodeRef("nodes", line)
-		if err != nil {
-			in.fail(err)
-			break
-		}
-		spec.Nodes = append(spec.Nodes, ref)
-	}
-	if _, ok := spec.Action.Permission(); !ok {
-		if spec.Action == "" {
-			in.fail(fleet.Invalid("action", "must be given: cordon or uncordon"))
-		} else {
-			in.fail(fleet.Invalid("action", "%q is not one of cordon, uncordon", string(spec.Action)))
-		}
-	}
-	return spec, in.done()
 }
 
 func (s *server) writeBatch(w http.ResponseWriter, r *http.Request, status int, id string) error {
@@ -151,33 +126,6 @@ func (s *server) getBatch(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return s.writeBatch(w, r, http.StatusOK, id)
-}
-
-func (s *server) cancelBatch(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathParam(r, "id")
-	if err != nil {
-		return err
-	}
-	in, err := readInput(r)
-	if err != nil {
-		return err
-	}
-	if err := in.done(); err != nil {
-		return err
-	}
-	if err := s.cfg.Batches.Cancel(r.Context(), callerOf(r), id); err != nil {
-		return notFound(err, unknownBatch(id))
-	}
-	switch {
-	case htmx(r):
-		// The stream of the panel shows what comes of it.
-		w.WriteHeader(http.StatusNoContent)
-		return nil
-	case accepts(r, "text/html"):
-		http.Redirect(w, r, "/batches/"+url.PathEscape(id), http.StatusSeeOther)
-		return nil
-	}
-	return s.writeBatch(w, r, http.StatusAccepted, id)
 }
 
 // batchStream is the progress of a batch, for pages and programs under two addresses.

@@ -22,16 +22,18 @@ type Config struct {
 	Clusters Clusters
 	Streams  Streams
 	Batches  Batches
-	Auth     Auth
-	People   People
-	Audit    Audit
-	Ready    func(context.Context) error // nil answer: the store answers and the supervisors are started
-	Logger   *slog.Logger
-	Metrics  prometheus.Registerer
-	External *url.URL       // nil: the origin is taken from the request's own host
-	Proxies  []netip.Prefix // peers whose X-Forwarded-For counts; empty: none
-	Secure   bool           // TLS here or at the external URL: Secure cookies, HSTS
-	Version  string
+	// Templates may be nil: then there are none, and nothing about them can be asked.
+	Templates Templates
+	Auth      Auth
+	People    People
+	Audit     Audit
+	Ready     func(context.Context) error // nil answer: the store answers and the supervisors are started
+	Logger    *slog.Logger
+	Metrics   prometheus.Registerer
+	External  *url.URL       // nil: the origin is taken from the request's own host
+	Proxies   []netip.Prefix // peers whose X-Forwarded-For counts; empty: none
+	Secure    bool           // TLS here or at the external URL: Secure cookies, HSTS
+	Version   string
 }
 
 // Nodes answers from the cache. Nothing here but Pods touches an API server. *realtime.Manager implements it.

@@ -40,6 +40,12 @@ type world struct {
 	streams []any // what streams were asked for
 	specs   []fleet.BatchSpec
 	submit  error // answer of Submit, if not nil
+	planned []fleet.BatchSpec
+	plan    *fleet.Plan  // answer of Plan and BatchPlan, if not nil
+	planErr error        // answer of Plan, if not nil
+	steer   error        // answer of every steering call, if not nil
+	items   []fleet.Item // of every batch, if not nil
+	events  []fleet.BatchEvent
 	batches map[string]fleet.Batch
 	denied  []string
 	signIn  error
@@ -211,6 +217,9 @@ func (f batches) Batch(_ context.Context, id string) (fleet.Batch, []fleet.Item,
 	if !ok {
 		return fleet.Batch{}, nil, fmt.Errorf("reading batch: %w", fleet.ErrNotFound)
 	}
+	if f.wd.items != nil {
+		return b, f.wd.items, nil
+	}
 	return b, []fleet.Item{{Ref: fleet.NodeRef{Cluster: "prod", Name: "node-0"}, State: fleet.ItemQueued}}, nil
 }
 
@@ -218,33 +227,75 @@ func (f batches) List(context.Context, fleet.BatchFilter) ([]fleet.Batch, error)
 	return []fleet.Batch{f.wd.batches["b1"], f.wd.batches["b2"]}, nil
 }
 
-func (f batches) Cancel(_ context.Context, _ fleet.Caller, id string) error {
+func (f batches) known(id string) error {
 	if _, ok := f.wd.batches[id]; !ok {
-		return fleet.ErrNotFound
+		return fmt.Errorf("steering batch: %w", fleet.ErrNotFound)
 	}
-	return nil
+	return f.wd.steer
+}
+
+func (f batches) Cancel(_ context.Context, by fleet.Caller, id string) error {
+	f.wd.note("Cancel %s by %s", id, by.Name)
+	return f.known(id)
 }
 
 func (f batches) Plan(_ context.Context, _ fleet.Caller, spec fleet.BatchSpec) (*fleet.Plan, error) {
-	return &fleet.Plan{Action: spec.Action, Operation: spec.Operation}, nil
+	f.wd.mu.Lock()
+	defer f.wd.mu.Unlock()
+	f.wd.planned = append(f.wd.planned, spec)
+	if f.wd.planErr != nil {
+		return nil, f.wd.planErr
+	}
+	if f.wd.plan != nil {
+		return f.wd.plan, nil
+	}
+	return &fleet.Plan{
+		Action: spec.Action, At: time.Now(), Operation: spec.Operation, Counts: fleet.PlanCounts{Total: len(spec.Nodes), Change: len(spec.Nodes)}, Digest: "digest-1",
+	}, nil
 }
 
-func (f batches) BatchPlan(context.Context, string) (*fleet.Plan, error) {
-	return nil, fleet.ErrNotFound
+func (f batches) BatchPlan(_ context.Context, id string) (*fleet.Plan, error) {
+	if err := f.known(id); err != nil {
+		return nil, err
+	}
+	if f.wd.plan == nil {
+		return nil, fmt.Errorf("reading a plan: %w", fleet.ErrNotFound)
+	}
+	return f.wd.plan, nil
 }
 
-func (f batches) Events(context.Context, string, int64, int) ([]fleet.BatchEvent, error) {
-	return nil, fleet.ErrNotFound
+func (f batches) Events(_ context.Context, id string, after int64, limit int) ([]fleet.BatchEvent, error) {
+	var out []fleet.BatchEvent
+	for _, e := range f.wd.events {
+		if e.Seq > after && len(out) < limit {
+			out = append(out, e)
+		}
+	}
+	return out, f.known(id)
 }
 
-func (f batches) Pause(context.Context, fleet.Caller, string) error  { return fleet.ErrConflict }
-func (f batches) Resume(context.Context, fleet.Caller, string) error { return fleet.ErrConflict }
-
-func (f batches) Retry(context.Context, fleet.Caller, string, string) (fleet.Batch, error) {
-	return fleet.Batch{}, fleet.ErrConflict
+func (f batches) Pause(_ context.Context, by fleet.Caller, id string) error {
+	f.wd.note("Pause %s by %s", id, by.Name)
+	return f.known(id)
 }
 
-func (f batches) Skip(context.Context, fleet.Caller, string, int) error { return fleet.ErrNotFound }
+func (f batches) Resume(_ context.Context, by fleet.Caller, id string) error {
+	f.wd.note("Resume %s by %s", id, by.Name)
+	return f.known(id)
+}
+
+func (f batches) Retry(_ context.Context, by fleet.Caller, id, key string) (fleet.Batch, error) {
+	f.wd.note("Retry %s by %s with %q", id, by.Name, key)
+	return f.wd.batches["b1"], f.known(id)
+}
+
+func (f batches) Skip(_ context.Context, by fleet.Caller, id string, item int) error {
+	f.wd.note("Skip %s %d by %s", id, item, by.Name)
+	if item > 0 {
+		return fleet.ErrNotFound
+	}
+	return f.known(id)
+}
 
 type authority struct{ wd *world }
 

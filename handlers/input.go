@@ -62,7 +62,8 @@ func (in *input) form(body string) error {
 	return nil
 }
 
-// json accepts one flat object. Numbers and booleans become their text; a list is several texts; null is absent.
+// json accepts one flat object, in which value and values may be objects: {"value":{"a":"b"}} is value.a. Numbers and
+// booleans become their text; a list is several texts; null is absent.
 func (in *input) json(body []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
@@ -73,8 +74,19 @@ func (in *input) json(body []byte) error {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return say(fleet.ErrInvalid, "error.json", "the body is not a JSON object")
 	}
+	for _, name := range []string{"value", "values"} {
+		if nested, ok := fields[name].(map[string]any); ok {
+			delete(fields, name)
+			for key, value := range nested {
+				fields[name+"."+key] = value
+			}
+		}
+	}
 	for name, value := range fields {
 		list, ok := value.([]any)
+		if ok {
+			in.values[name] = nil // an empty list is there, and says nothing
+		}
 		if !ok {
 			list = []any{value}
 		}
@@ -169,6 +181,8 @@ const maxDuration = 7 * 24 * time.Hour
 
 // flag is true, false or absent; a checkbox sends on.
 func (in *input) flag(name string) bool {
+	// The same box may stand twice in a form, beside the others and next to what it is about.
+	in.values[name] = slices.Compact(in.values[name])
 	switch v := in.text(name); v {
 	case "true", "on", "1":
 		return true

@@ -19,11 +19,15 @@ var least = map[string]string{
 	"GET /clusters/{cluster}/nodes": "viewer", "GET /clusters/{cluster}/stream": "viewer", "POST /clusters/{cluster}/retry": "operator", "POST /clusters/{cluster}/accept": "admin", "GET /clusters/{cluster}/nodes/{node}": "viewer",
 	"GET /clusters/{cluster}/nodes/{node}/pods": "viewer", "GET /clusters/{cluster}/nodes/{node}/stream": "viewer",
 	"GET /batches": "viewer", "GET /batches/{id}": "viewer", "GET /batches/{id}/events": "viewer",
+	"GET /batches/{id}/plan": "viewer", "GET /plan": "operator", "POST /plan": "operator",
 	"GET /account": "viewer", "GET /users": "admin", "GET /audit": "admin",
 	"GET /api/v1/clusters": "viewer", "GET /api/v1/nodes": "viewer", "GET /api/v1/nodes/events": "viewer", "GET /api/v1/nodes/refs": "viewer",
 	"GET /api/v1/nodes/{cluster}/{node}": "viewer",
 	"GET /api/v1/batches":                "viewer", "POST /api/v1/batches": "operator", "GET /api/v1/batches/{id}": "viewer",
 	"GET /api/v1/batches/{id}/events": "viewer", "POST /api/v1/batches/{id}/cancel": "operator",
+	"GET /api/v1/batches/{id}/plan": "viewer", "GET /api/v1/batches/{id}/log": "viewer", "GET /api/v1/batches/{id}/report": "viewer",
+	"POST /api/v1/batches/{id}/pause": "operator", "POST /api/v1/batches/{id}/resume": "operator", "POST /api/v1/batches/{id}/retry": "operator",
+	"POST /api/v1/batches/{id}/items/{seq}/skip": "operator", "POST /api/v1/plans": "operator",
 	"GET /api/v1/users": "admin", "POST /api/v1/users": "admin", "PATCH /api/v1/users/{name}": "admin", "POST /api/v1/users/{name}": "admin",
 	"GET /api/v1/tokens": "viewer", "POST /api/v1/tokens": "viewer", "DELETE /api/v1/tokens/{id}": "viewer", "POST /api/v1/tokens/{id}/delete": "viewer",
 	"GET /api/v1/sessions": "viewer", "DELETE /api/v1/sessions/{id}": "viewer", "POST /api/v1/sessions/{id}/delete": "viewer",
@@ -35,6 +39,8 @@ var bodies = map[string]string{
 	"POST /login":                     formBody("username", "ada", "password", "correct horse battery"),
 	"POST /setup":                     formBody("code", "good", "username", "ada", "password", "x"),
 	"POST /api/v1/batches":            formBody("action", "cordon", "nodes", "prod/node-0"),
+	"POST /api/v1/plans":              formBody("action", "drain", "nodes", "prod/node-0"),
+	"POST /plan":                      formBody("action", "drain", "nodes", "prod/node-0"),
 	"POST /clusters/{cluster}/accept": formBody("uid", "uid-2"),
 	"POST /api/v1/users":              formBody("name", "eve", "role", "viewer", "password", "long enough"),
 	"PATCH /api/v1/users/{name}":      formBody("role", "viewer"),
@@ -43,7 +49,7 @@ var bodies = map[string]string{
 }
 
 func fill(path string) string {
-	return strings.NewReplacer("{cluster}", url.PathEscape(odd), "{node}", "node-0", "{id}", "b1", "{name}", "ada").Replace(path)
+	return strings.NewReplacer("{cluster}", url.PathEscape(odd), "{node}", "node-0", "{id}", "b1", "{seq}", "0", "{name}", "ada").Replace(path)
 }
 
 func tableOf(t *testing.T) []route {
@@ -103,7 +109,7 @@ func TestMatrix(t *testing.T) {
 							t.Errorf("denials on record: %q", s.denied)
 						}
 					}
-					if i < slices.Index(roles, need) && (len(s.specs) > 0 || len(s.calls) > 0 || len(s.streams) > 0) {
+					if i < slices.Index(roles, need) && (len(s.specs) > 0 || len(s.planned) > 0 || len(s.calls) > 0 || len(s.streams) > 0) {
 						t.Errorf("something was done: %v %v %v", s.specs, s.calls, s.streams)
 					}
 				})

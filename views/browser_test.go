@@ -138,6 +138,7 @@ func newStage(t *testing.T) *stage {
 		s.posts <- r.PostForm
 		s.answer(w, r)
 	})
+	mux.HandleFunc("POST /plan", s.plan)
 	mux.HandleFunc("GET /api/v1/batches/{id}/events", func(w http.ResponseWriter, r *http.Request) { s.stream(w, r, s.follow) })
 	mux.HandleFunc("GET /api/v1/nodes/refs", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -138,7 +139,7 @@ func samples(say say, lang string) map[string]templ.Component {
 		{Namespace: say("payments"), Name: say("api-1"), Phase: say("Running"), OwnerKind: say("ReplicaSet"), OwnerName: say("api"), CPUMilli: 250, MemoryBytes: 1 << 30, Created: noon},
 		{Namespace: "x", Name: "bare", Phase: "Running", Created: noon},
 	}
-	return map[string]templ.Component{
+	all := map[string]templ.Component{
 		"row":           NodeRowView(NodeRow{Node: n, Lang: lang}),
 		"group":         GroupRowView(GroupRow{Group: sampleGroup(say), Lang: lang}),
 		"group-none":    GroupRowView(GroupRow{Group: Group{By: "label:pool", Nodes: 1, Ready: 1, CPUMilli: 7910}, Lang: lang}),
@@ -181,6 +182,8 @@ func samples(say say, lang string) map[string]templ.Component {
 		}),
 		"page-error": Error(problem),
 	}
+	maps.Copy(all, planSamples(say, lang))
+	return all
 }
 
 func render(tb testing.TB, c templ.Component) []byte {

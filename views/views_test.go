@@ -323,6 +323,14 @@ func TestPages_NameFilesThatExist(t *testing.T) {
 	}
 }
 
+// planFields are those of the form of a plan, of all actions together.
+var planFields = []string{
+	"action", "nodes", "reason", "foreign", "labels", "taints", "mode", "on_conflict", "allow_protected", "source", "template", "value.team", "value.free", "batch",
+	"max_concurrent", "per_cluster", "per_zone", "max_unavailable", "max_failures", "pause_between", "canary", "order",
+	"grace_period_seconds", "timeout_seconds", "delete_emptydir_data", "force", "pod_selector", "disable_eviction", "uncordon_after", "ignore_opt_out",
+	"skip_wait_for_delete_timeout", "wait_for_replacements",
+}
+
 // Forms post only what the handlers take.
 func TestForms_Fields(t *testing.T) {
 	t.Parallel()
@@ -330,7 +338,8 @@ func TestForms_Fields(t *testing.T) {
 		"/login":                      {"username", "password", "next"},
 		"/setup":                      {"code", "username", "password"},
 		"/logout":                     nil,
-		"/api/v1/batches":             {"action", "nodes", "reason", "foreign", "idempotency_key"},
+		"/api/v1/batches":             append(slices.Clone(planFields), "plan", "confirm", "template_version", "idempotency_key"),
+		"/plan#result":                planFields,
 		"/api/v1/tokens":              {"name", "expires"},
 		"/api/v1/users":               {"name", "role", "password"},
 		"/api/v1/users/ada":           {"role", "disabled"},

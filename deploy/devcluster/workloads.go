@@ -40,7 +40,7 @@ type workload struct {
 // createWorkloads makes about three pods for each node, besides those of the
 // DaemonSets, and leaves it to the controllers to bring them up.
 func createWorkloads(ctx context.Context, client kubernetes.Interface, g *generator) error {
-	for _, name := range append([]string{"data", "ml"}, namespaces...) {
+	for _, name := range append([]string{"data", "ml", "kube-node-manager"}, namespaces...) {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		if err := ignoreExisting(client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{})); err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/kube-node-manager/kube-node-manager/handlers"
@@ -25,8 +26,10 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 	"github.com/kube-node-manager/kube-node-manager/internal/nodeops"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
+	"github.com/kube-node-manager/kube-node-manager/internal/templates"
 	"github.com/kube-node-manager/kube-node-manager/realtime"
 	"github.com/kube-node-manager/kube-node-manager/views"
 )
@@ -60,6 +63,7 @@ type App struct {
 	auth    *auth.Service
 	manager *realtime.Manager
 	streams *realtime.Streamer
+	keeper  *audit.Keeper
 	engine  *batch.Engine
 	files   *kubeconfigs
 	server  *http.Server
@@ -90,6 +94,19 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	a.ends.push("closing the database", func(context.Context) error { return a.store.Close() })
 
 	record := audit.New(a.store, a.logger)
+	signer := audit.NewSigner(a.store.InstallationID())
+	if cfg.AuditKeyFile != "" {
+		if signer, err = audit.LoadSigner(cfg.AuditKeyFile, a.store.InstallationID()); err != nil {
+			return nil, err
+		}
+	}
+	a.keeper = audit.NewKeeper(record, audit.KeeperConfig{
+		Signer: signer, Retention: cfg.AuditRetention, Logger: a.component("audit"),
+		Emit: func(ctx context.Context, h fleet.AuditHead) {
+			// Whoever collects the log has what the database alone cannot show: that the record was cut or rewritten.
+			a.component("audit").LogAttrs(ctx, slog.LevelInfo, "head of the record", slog.Any("head", h))
+		},
+	})
 	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.logger})
 	a.manager = realtime.NewManager(realtime.ManagerConfig{
 		Logger: a.logger, Metrics: registry, Render: renderer{}, Identities: a.store,
@@ -102,9 +119,12 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)
+	shelf := templates.New(templates.Config{Store: a.store, Audit: record, Check: checkMarks})
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
-		Record:  record, Authority: authority{a.store}, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Record:  record, Authority: authority{a.store}, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
+		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
 	})
 	a.engine = batch.New(batch.Config{
 		Store: a.store, Doer: verbs, Authorizer: verbs, Planner: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
@@ -125,7 +145,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	})
 
 	site, err := handlers.New(handlers.Config{
-		Nodes: a.manager, Clusters: steering{a.manager, record}, Streams: a.streams, Batches: a.engine, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
+		Nodes: a.manager, Clusters: steering{a.manager, record}, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
 		Version: opts.Version,
 	})
@@ -273,6 +293,7 @@ func (a *App) RemoveCluster(name string) error { return a.manager.Remove(name) }
 func (a *App) Run(ctx context.Context) error {
 	g := newGroup(ctx)
 	g.start(&a.ends, "sessions", a.auth.Run)
+	g.start(&a.ends, "record", a.keeper.Run)
 	g.start(&a.ends, "supervisors", a.manager.Run)
 	if len(a.cfg.Kubeconfigs) > 0 {
 		g.start(&a.ends, "kubeconfigs", a.files.run)
@@ -371,6 +392,13 @@ func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, err
 	return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
 }
 
+// checkMarks is the grammar that the lines of templates have.
+func checkMarks(labels, taints []string) error {
+	_, labelErr := marks.ParseLabels("labels", labels)
+	_, taintErr := marks.ParseTaints("taints", taints)
+	return errors.Join(labelErr, taintErr)
+}
+
 // steering puts on record what people do to the connections of clusters.
 type steering struct {
 	manager *realtime.Manager
@@ -416,7 +444,11 @@ var (
 
 	_ handlers.Streams = (*realtime.Streamer)(nil)
 	_ handlers.Batches = (*batch.Engine)(nil)
-	_ handlers.Auth    = (*auth.Service)(nil)
-	_ handlers.People  = (*auth.Service)(nil)
-	_ handlers.Audit   = (*audit.Log)(nil)
+
+	_ handlers.Templates = (*templates.Book)(nil)
+	_ templates.Store    = (*store.Store)(nil)
+
+	_ handlers.Auth   = (*auth.Service)(nil)
+	_ handlers.People = (*auth.Service)(nil)
+	_ handlers.Audit  = (*audit.Log)(nil)
 )

@@ -334,6 +334,16 @@ func TestApp_WholeWay(t *testing.T) {
 	if err := Execute(t.Context(), cfg, "test", Stdio{Out: &out, Err: io.Discard}); err != nil || !strings.Contains(out.String(), "the chain is whole") {
 		t.Errorf("audit verify: %v %s", err, &out)
 	}
+	// Its log, kept elsewhere, holds signed heads that fit what it left; another key's do not.
+	out.Reset()
+	cfg.Audit.Heads = "-"
+	if err := Execute(t.Context(), cfg, "test", Stdio{In: strings.NewReader(r.logs.String()), Out: &out, Err: io.Discard}); err != nil || !strings.Contains(out.String(), "signed heads fit") {
+		t.Errorf("audit verify --heads: %v %s", err, &out)
+	}
+	cfg.Audit.Key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	if err := Execute(t.Context(), cfg, "test", Stdio{In: strings.NewReader(r.logs.String()), Out: &out, Err: io.Discard}); err == nil {
+		t.Errorf("audit verify --heads with another key: %s", &out)
+	}
 }
 
 // A command beside the running server ends a person's streams within five seconds.

@@ -58,14 +58,42 @@ func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) 
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(std.Out, "%d entries, the chain is whole\n", n)
-			return err
+			if _, err := fmt.Fprintf(std.Out, "%d entries, the chain is whole\n", n); err != nil || cfg.Audit.Heads == "" {
+				return err
+			}
+			return heads(ctx, cfg.Audit, log, std)
 		})
 	default:
 		return beside(ctx, cfg.User.Database, std, func(people *auth.Service, _ *audit.Log) error {
 			return user(ctx, cfg.Command, cfg.User, people, std)
 		})
 	}
+}
+
+// heads checks the record against heads that were kept elsewhere.
+func heads(ctx context.Context, cfg config.Audit, log *audit.Log, std Stdio) (err error) {
+	in := std.In
+	if cfg.Heads != "-" {
+		f, err := os.Open(cfg.Heads)
+		if err != nil {
+			return fmt.Errorf("opening the heads: %w", err)
+		}
+		defer func() { _ = f.Close() }() // only read
+		in = f
+	}
+	all, err := audit.ReadHeads(in)
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		return errors.New("there are no signed heads in it")
+	}
+	good, older, err := log.VerifyHeads(ctx, all, cfg.Key)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(std.Out, "%d signed heads fit, %d are of entries that retention has removed; the key is %s\n", good, older, all[len(all)-1].Key)
+	return err
 }
 
 // boundMemory makes the collector work harder before the container's limit would end the process. A GOMEMLIMIT in the

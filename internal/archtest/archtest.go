@@ -40,8 +40,13 @@ var rules = map[string]rule{
 		never:   []string{k8s, chi, tpl, sql},
 	},
 	"internal/kube": {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
+	"internal/marks": {
+		ours: []string{"internal/fleet"}, outside: []string{"k8s.io/apimachinery/pkg/api/validate/content"}, never: []string{chi, tpl, sql},
+	},
+	"internal/kubectl": {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/nodeops": {
-		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
+		ours:    []string{"internal/drain", "internal/fleet", "internal/kube", "internal/kubectl", "internal/marks"},
+		outside: []string{k8s}, never: []string{chi, tpl, sql},
 	},
 	"internal/drain": {
 		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
@@ -53,6 +58,9 @@ var rules = map[string]rule{
 		ours:    []string{"internal/fleet"},
 		outside: []string{"github.com/jackc/pgx/v5", "github.com/jmoiron/sqlx", "github.com/pressly/goose/v3", "modernc.org/sqlite"},
 		never:   []string{k8s, chi, tpl},
+	},
+	"internal/templates": {
+		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{k8s, chi, tpl, sql},
 	},
 	"realtime": {
 		ours:    []string{"internal/fleet", "internal/kube"},

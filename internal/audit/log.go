@@ -12,6 +12,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -28,6 +29,8 @@ type store interface {
 	Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error)
 	EntriesAfter(ctx context.Context, seq int64, limit int) ([]fleet.Entry, error)
 	EntriesHead(ctx context.Context) (seq int64, hash string, err error)
+	AuditAnchor(ctx context.Context) (fleet.AuditHead, error)
+	CutEntries(ctx context.Context, from int64, to fleet.AuditHead) error
 }
 
 // Log is the record. Make it with New.
@@ -83,8 +86,30 @@ func (e *BrokenError) Error() string { return fmt.Sprintf("audit entry %d %s", e
 // from the start; the error is a *BrokenError if the record is broken and another one if it could not be read. It may
 // run beside writers.
 func (l *Log) Verify(ctx context.Context) (n int, err error) {
-	var last fleet.Entry         // the last good entry
-	from := int64(math.MinInt64) // a forged row may have any number
+	for {
+		anchor, err := l.store.AuditAnchor(ctx)
+		if err != nil {
+			return 0, err
+		}
+		n, err := l.verify(ctx, anchor)
+		if !errors.As(err, new(*BrokenError)) {
+			return n, err
+		}
+		// Entries that retention removes meanwhile are missing too, and then the record begins elsewhere.
+		if now, aerr := l.store.AuditAnchor(ctx); aerr != nil || now == anchor {
+			return n, errors.Join(err, aerr)
+		}
+	}
+}
+
+func (l *Log) verify(ctx context.Context, anchor fleet.AuditHead) (n int, err error) {
+	if anchor.Seq > 0 {
+		if err := CheckHead(anchor, ""); err != nil {
+			return 0, &BrokenError{Seq: anchor.Seq, What: "is where the record begins, and is not signed as such: " + err.Error()}
+		}
+	}
+	last := fleet.Entry{Seq: anchor.Seq, Hash: anchor.Hash} // the last good entry
+	from := int64(math.MinInt64)                            // a forged row may have any number
 	for seen := int64(-1); ; {
 		// An entry and the head are written together: with a head in hand, every entry up to it must be there, and an
 		// entry beyond it is either forged or newer than this head, which the next head tells.
@@ -130,7 +155,7 @@ func follows(last, e fleet.Entry) error {
 	switch want := last.Seq + 1; {
 	case e.Seq > want:
 		return &BrokenError{Seq: want, What: "is missing"}
-	case e.Seq < want: // a row below 1
+	case e.Seq < want: // a row below the beginning
 		return &BrokenError{Seq: e.Seq, What: "has an impossible number"}
 	case e.Sum() != e.Hash:
 		return &BrokenError{Seq: e.Seq, What: "was changed after it was written"}

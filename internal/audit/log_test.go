@@ -31,7 +31,7 @@ func newLog(t *testing.T) (*audit.Log, *store.Store, *sqlx.DB) {
 
 func openLog(t *testing.T, dir string) (*audit.Log, *store.Store, *sqlx.DB) {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{Dir: dir})
+	s, err := store.Open(t.Context(), store.Config{Dir: dir, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ const (
 
 // Database says where the people, batches and the record are kept.
 type Database struct {
-	Dir string // directory of the SQLite files; made if missing
+	Dir string // directory of the SQLite files; made if missing; "" for one of this process alone
 	URL Secret // of PostgreSQL, postgres://… or postgresql://…; "" for SQLite in Dir
 }
 
@@ -55,6 +55,16 @@ type Serve struct {
 	LogLevel      slog.Level
 	Streams       Streams
 	CacheBytes    int64 // for nodes and their rendered rows
+
+	AuditKeyFile   string        // of the key that heads of the record are signed with; made if missing
+	AuditRetention time.Duration // how long entries of the record are kept; 0 for ever
+	LeaseNamespace string        // where the leases of nodes that are drained are, in each cluster
+	Pod            Pod           // that this process runs in; zero outside of a cluster
+}
+
+// Pod names the pod of this process.
+type Pod struct {
+	Namespace, Name string
 }
 
 // Streams bounds the live streams that may be open at once; all are positive.
@@ -79,6 +89,8 @@ type User struct {
 // Audit is one of the audit commands.
 type Audit struct {
 	Database
+	Heads string // file of signed heads to check the record against, "-" for standard input; "" for none
+	Key   string // public key that they must be signed by, base64; "" for whichever they name
 }
 
 // Watch is the command that follows the events of a server.

@@ -10,9 +10,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -42,10 +44,17 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
-	CacheMaxBytes int64  `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
-	LogFormat     string `default:"json" enum:"json,text" help:"json or text."`
-	LogLevel      string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	CacheMaxBytes  int64         `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
+	AuditKeyFile   string        `placeholder:"FILE" help:"Key that heads of the audit record are signed with; made if missing. By default audit.key in the data directory; with PostgreSQL a key that is forgotten at the end."`
+	AuditRetention time.Duration `default:"0" placeholder:"DURATION" help:"How long entries of the audit record are kept, like 8760h; 0 for ever."`
+	LeaseNamespace string        `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
+	Pod            string        `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
+	LogFormat      string        `default:"json" enum:"json,text" help:"json or text."`
+	LogLevel       string        `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 }
+
+// minRetention keeps a slip of the finger from emptying the record.
+const minRetention = 24 * time.Hour
 
 // minCache is less than one small cluster needs; a number below it was meant in other units.
 const minCache = 1 << 20
@@ -80,7 +89,11 @@ type cli struct {
 		} `cmd:"" help:"Set a person's password; ends sessions and streams."`
 	} `cmd:"" help:"Manage people, beside a running server or without one."`
 	Audit struct {
-		Verify struct{ database } `cmd:"" help:"Check the chain of the whole record."`
+		Verify struct {
+			database
+			Heads string `placeholder:"FILE|-" help:"Check it against signed heads too: a file of log lines, - for standard input."`
+			Key   string `name:"audit-key" placeholder:"BASE64" help:"Public key that the heads must be signed by; without it, whichever they name."`
+		} `cmd:"" help:"Check the chain of the whole record."`
 	} `cmd:"" help:"The audit record."`
 	Watch struct {
 		Server    string `default:"http://127.0.0.1:8080" placeholder:"URL" help:"The server to follow (${default})."`
@@ -223,7 +236,8 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 	case CommandUserList:
 		cfg.User = User{Database: c.User.List.config(p)}
 	case CommandAuditVerify:
-		cfg.Audit = Audit{Database: c.Audit.Verify.config(p)}
+		v := c.Audit.Verify
+		cfg.Audit = Audit{Database: v.config(p), Heads: v.Heads, Key: v.Key}
 	case CommandWatch:
 		cfg.Watch = c.watch(p, env)
 	case CommandVersion:
@@ -255,18 +269,40 @@ func (d database) config(p *problems) Database {
 
 func (s serveCmd) config(p *problems) Serve {
 	cfg := Serve{
-		Database:      s.database.config(p),
-		Listen:        s.Listen,
-		Kubeconfigs:   s.Kubeconfig,
-		InCluster:     s.InCluster,
-		TLSCert:       s.TLSCert,
-		TLSKey:        s.TLSKey,
-		TLSSelfSigned: s.TLSSelfSigned,
-		InsecureHTTP:  s.InsecureHTTP,
-		MetricsListen: s.MetricsListen,
-		LogFormat:     s.LogFormat,
-		Streams:       s.streams.config(p),
-		CacheBytes:    s.CacheMaxBytes,
+		Database:       s.database.config(p),
+		Listen:         s.Listen,
+		Kubeconfigs:    s.Kubeconfig,
+		InCluster:      s.InCluster,
+		TLSCert:        s.TLSCert,
+		TLSKey:         s.TLSKey,
+		TLSSelfSigned:  s.TLSSelfSigned,
+		InsecureHTTP:   s.InsecureHTTP,
+		MetricsListen:  s.MetricsListen,
+		LogFormat:      s.LogFormat,
+		Streams:        s.streams.config(p),
+		CacheBytes:     s.CacheMaxBytes,
+		LeaseNamespace: s.LeaseNamespace,
+		AuditKeyFile:   s.AuditKeyFile,
+		AuditRetention: s.AuditRetention,
+	}
+	switch {
+	case s.AuditKeyFile == "" && s.DatabaseURL == "":
+		cfg.AuditKeyFile = filepath.Join(s.DataDir, "audit.key")
+	case s.AuditKeyFile == "" && s.AuditRetention > 0:
+		p.add("audit-retention", "needs --audit-key-file with PostgreSQL: where the record begins is signed, and all replicas must use one key")
+	}
+	if s.AuditRetention < 0 || s.AuditRetention > 0 && s.AuditRetention < minRetention {
+		p.add("audit-retention", "%s is neither 0 nor at least %s", s.AuditRetention, minRetention)
+	}
+	if !namespaceName.MatchString(s.LeaseNamespace) {
+		p.add("lease-namespace", "%q is not the name of a namespace", s.LeaseNamespace)
+	}
+	if s.Pod != "" {
+		namespace, name, ok := strings.Cut(s.Pod, "/")
+		if !ok || !namespaceName.MatchString(namespace) || !podName.MatchString(name) {
+			p.add("pod", "%q is not of the form namespace/name", s.Pod)
+		}
+		cfg.Pod = Pod{Namespace: namespace, Name: name}
 	}
 	if s.CacheMaxBytes < minCache {
 		p.add("cache-max-bytes", "must be at least %d", minCache)
@@ -306,6 +342,12 @@ func (s serveCmd) config(p *problems) Serve {
 	}
 	return cfg
 }
+
+// namespaceName and podName are what the API server accepts.
+var (
+	namespaceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	podName       = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$`)
+)
 
 func (s streams) config(p *problems) Streams {
 	for _, limit := range []struct {

@@ -31,7 +31,8 @@ func TestParse_Defaults(t *testing.T) {
 	}
 	want := Config{Command: CommandServe, Serve: Serve{
 		Database: Database{Dir: "./data"}, Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9090", LogFormat: "json",
-		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20,
+		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20, LeaseNamespace: "kube-node-manager",
+		AuditKeyFile: filepath.Join("data", "audit.key"),
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -82,11 +83,12 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"external-url": "https://nodes.example", "trusted-proxy": "10.0.0.0/8, 192.0.2.7", "tls-cert": "c.pem", "tls-key": "k.pem",
 		"tls-self-signed": "true", "database-url": "postgres://u:hunter2@a:5432,b:5432/d?sslmode=verify-full", "insecure-http": "true", "metrics-listen": "", "log-format": "text", "log-level": "debug",
 		"streams-per-session": "3", "streams-per-person": "4", "streams-per-address": "5", "streams": "6",
-		"cache-max-bytes": "2000000",
-		"role":            "operator", "password-file": "-", "server": "https://knm.example:8443", "cluster": "prod", "token-file": tokenFile,
+		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
+		"audit-key-file": "a.key", "audit-retention": "720h", "heads": "-", "audit-key": "AAAA",
+		"role": "operator", "password-file": "-", "server": "https://knm.example:8443", "cluster": "prod", "token-file": tokenFile,
 	}
 	// Some flags are good only together with another one.
-	also := map[string][]string{"tls-cert": {"KNM_TLS_KEY=k.pem"}, "tls-key": {"KNM_TLS_CERT=c.pem"}}
+	also := map[string][]string{"audit-retention": {"KNM_AUDIT_KEY_FILE=a.key"}, "tls-cert": {"KNM_TLS_KEY=k.pem"}, "tls-key": {"KNM_TLS_CERT=c.pem"}}
 	base := map[string][]string{
 		"serve": {"serve"}, "add": {"user", "add", "x"}, "list": {"user", "list"}, "disable": {"user", "disable", "x"},
 		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"},

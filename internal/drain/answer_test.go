@@ -113,7 +113,7 @@ func TestGate_Bounds(t *testing.T) {
 			t.Errorf("a second one: %v", err)
 		}
 		leave()
-		g.quiet(10 * time.Second)
+		g.throttled(10 * time.Second)
 		began := time.Now()
 		leave, err = g.enter(t.Context(), []string{"a"}) // the one that gave up has let go of it
 		if err != nil || time.Since(began) != 10*time.Second {

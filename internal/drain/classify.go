@@ -247,7 +247,7 @@ func (c *classifier) rest() {
 	if !ended(c.pod) {
 		c.optOut()
 	}
-	if toleratesCordon(c.pod) {
+	if _, daemon := daemonSetOf(c.pod); !daemon && toleratesCordon(c.pod) {
 		c.add("DR-15", CodeReturns, "")
 	}
 	if c.pol.Self.Name != "" && c.pol.Self == (types.NamespacedName{Namespace: c.pod.Namespace, Name: c.pod.Name}) {

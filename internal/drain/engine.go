@@ -325,7 +325,7 @@ func (d *drain) age(now time.Time) {
 				}
 				continue
 			}
-			if late := end.Add(overdueAfter); now.Before(late) {
+			if late := end.Add(d.job.overdue); now.Before(late) {
 				d.at(late)
 			} else {
 				d.set(p, fleet.PodOverdue, func(at *fleet.PodProgress) { at.Message = d.diagnose(p.obj) })
@@ -576,7 +576,7 @@ func (d *drain) sent(live *corev1.Pod) answer {
 	}
 	a := interpret(err)
 	if a.meaning == meansThrottled {
-		d.job.Gate.quiet(max(a.retry, time.Second))
+		d.job.Gate.throttled(max(a.retry, time.Second))
 	}
 	if a.meaning == meansConflict || a.meaning == meansUnanswered {
 		d.reread(live, &a)

@@ -7,44 +7,45 @@ import (
 )
 
 // Gate holds back the evictions of one cluster, over all drains that share it: so many at a time, and one for each
-// disruption budget (DR-35). It starts no goroutines.
+// disruption budget (DR-35). For a while after the API server has had too much to do it lets through half as many. It
+// starts no goroutines.
 type Gate struct {
-	slots chan struct{}
+	limit int
 
-	mu    sync.Mutex // guards held and until
-	held  map[string]chan struct{}
-	until time.Time // the server asked for quiet
+	mu     sync.Mutex // guards the rest
+	inside int
+	left   chan struct{} // closed when somebody leaves
+	held   map[string]chan struct{}
+	until  time.Time // the server asked for quiet
+	slow   time.Time // until when there is room for half
 }
 
-// DefaultInFlight is how many evictions a cluster gets at a time.
-const DefaultInFlight = 20
+const (
+	// DefaultInFlight is how many evictions a cluster gets at a time.
+	DefaultInFlight = 20
+	// slowFor is how long a gate goes slow.
+	slowFor = 30 * time.Second
+)
 
 // NewGate returns a gate that lets n evictions through at a time; 0 means DefaultInFlight.
 func NewGate(n int) *Gate {
 	if n <= 0 {
 		n = DefaultInFlight
 	}
-	return &Gate{slots: make(chan struct{}, n), held: map[string]chan struct{}{}}
+	return &Gate{limit: n, left: make(chan struct{}), held: map[string]chan struct{}{}}
 }
 
 // enter waits until an eviction under the given budgets may be sent. Whoever comes in must leave.
 func (g *Gate) enter(ctx context.Context, budgets []string) (leave func(), err error) {
-	for {
+	for ctx.Err() == nil {
 		busy, wait, mine := g.claim(budgets)
 		switch {
 		case mine != nil:
-			select {
-			case g.slots <- struct{}{}:
-				return func() { <-g.slots; g.release(budgets, mine) }, nil
-			case <-ctx.Done():
-				g.release(budgets, mine)
-				return nil, ctx.Err()
-			}
+			return func() { g.release(budgets, mine) }, nil
 		case busy != nil:
 			select {
 			case <-busy:
 			case <-ctx.Done():
-				return nil, ctx.Err()
 			}
 		default:
 			if err := pause(ctx, wait); err != nil {
@@ -52,13 +53,15 @@ func (g *Gate) enter(ctx context.Context, budgets []string) (leave func(), err e
 			}
 		}
 	}
+	return nil, ctx.Err()
 }
 
-// claim takes all the budgets or none: then it says who has one, or how long to wait.
+// claim takes a place and all the budgets, or nothing: then it says what has to happen first, or how long to wait.
 func (g *Gate) claim(budgets []string) (busy chan struct{}, wait time.Duration, mine chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if wait := time.Until(g.until); wait > 0 {
+	now := time.Now()
+	if wait := g.until.Sub(now); wait > 0 {
 		return nil, wait, nil
 	}
 	for _, b := range budgets {
@@ -66,6 +69,14 @@ func (g *Gate) claim(budgets []string) (busy chan struct{}, wait time.Duration, 
 			return other, 0, nil
 		}
 	}
+	room := g.limit
+	if now.Before(g.slow) {
+		room = max(1, room/2)
+	}
+	if g.inside >= room {
+		return g.left, 0, nil
+	}
+	g.inside++
 	mine = make(chan struct{})
 	for _, b := range budgets {
 		g.held[b] = mine
@@ -76,18 +87,26 @@ func (g *Gate) claim(budgets []string) (busy chan struct{}, wait time.Duration, 
 func (g *Gate) release(budgets []string, mine chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.inside--
 	for _, b := range budgets {
 		delete(g.held, b)
 	}
 	close(mine)
+	close(g.left)
+	g.left = make(chan struct{})
 }
 
-// quiet lets nobody in for a while.
-func (g *Gate) quiet(d time.Duration) {
+// throttled lets nobody in for as long as the server asks, and then half as many for a while.
+func (g *Gate) throttled(d time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if until := time.Now().Add(d); until.After(g.until) {
+	now := time.Now()
+	if until := now.Add(d); until.After(g.until) {
 		g.until = until
+	}
+	g.slow = g.until
+	if later := now.Add(slowFor); later.After(g.slow) {
+		g.slow = later
 	}
 }
 

@@ -4,15 +4,18 @@ import (
 	"context"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -36,13 +39,13 @@ const (
 type kind[T any] struct {
 	client              rest.Interface
 	resource, namespace string
-	fields              string
+	fields, labels      string
 	list                func() (list runtime.Object, items func() []T)
 }
 
 // all lists page by page and returns the version to watch from. When the pages expire on the way, all comes in one.
 func (k kind[T]) all(ctx context.Context) (out []T, version string, err error) {
-	o := metav1.ListOptions{Limit: pageSize, FieldSelector: k.fields}
+	o := metav1.ListOptions{Limit: pageSize, FieldSelector: k.fields, LabelSelector: k.labels}
 	for {
 		list, items := k.list()
 		err := k.page(ctx, o, list)
@@ -69,7 +72,7 @@ func (k kind[T]) all(ctx context.Context) (out []T, version string, err error) {
 func (k kind[T]) page(ctx context.Context, o metav1.ListOptions, into runtime.Object) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	return k.client.Get().MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).NamespaceIfScoped(k.namespace, k.namespace != "").
+	return k.client.Get().MaxRetries(0).WarningHandlerWithContext(rest.NoWarnings{}).UseProtobufAsDefaultIfPreferred(true).NamespaceIfScoped(k.namespace, k.namespace != "").
 		Resource(k.resource).VersionedParams(&o, scheme.ParameterCodec).Do(ctx).Into(into)
 }
 
@@ -81,7 +84,7 @@ func (k kind[T]) watch(ctx context.Context, version string, timeout time.Duratio
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	opening := time.AfterFunc(callTimeout, func() { cancel(context.DeadlineExceeded) })
-	w, err := k.client.Get().MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).NamespaceIfScoped(k.namespace, k.namespace != "").
+	w, err := k.client.Get().MaxRetries(0).WarningHandlerWithContext(rest.NoWarnings{}).UseProtobufAsDefaultIfPreferred(true).NamespaceIfScoped(k.namespace, k.namespace != "").
 		Resource(k.resource).VersionedParams(&o, scheme.ParameterCodec).Watch(ctx)
 	if !opening.Stop() && err == nil {
 		w.Stop() // too late by a hair: its context is gone
@@ -111,7 +114,7 @@ func (e *ending) Stop() {
 // podsOf are the pods of a node, by an index of the server; of all nodes for "".
 func podsOf(c kubernetes.Interface, node string) kind[corev1.Pod] {
 	return kind[corev1.Pod]{
-		client: c.CoreV1().RESTClient(), resource: "pods", fields: is("spec.nodeName", node),
+		client: kube.Contained(c.CoreV1().RESTClient()), resource: "pods", fields: is("spec.nodeName", node),
 		list: func() (runtime.Object, func() []corev1.Pod) {
 			l := &corev1.PodList{}
 			return l, func() []corev1.Pod { return l.Items }
@@ -122,7 +125,7 @@ func podsOf(c kubernetes.Interface, node string) kind[corev1.Pod] {
 // nodesOf is one node, or all for "".
 func nodesOf(c kubernetes.Interface, name string) kind[corev1.Node] {
 	return kind[corev1.Node]{
-		client: c.CoreV1().RESTClient(), resource: "nodes", fields: is("metadata.name", name),
+		client: kube.Contained(c.CoreV1().RESTClient()), resource: "nodes", fields: is("metadata.name", name),
 		list: func() (runtime.Object, func() []corev1.Node) {
 			l := &corev1.NodeList{}
 			return l, func() []corev1.Node { return l.Items }
@@ -139,7 +142,7 @@ func is(field, value string) string {
 
 func budgetsOf(c kubernetes.Interface) kind[policyv1.PodDisruptionBudget] {
 	return kind[policyv1.PodDisruptionBudget]{
-		client: c.PolicyV1().RESTClient(), resource: "poddisruptionbudgets",
+		client: kube.Contained(c.PolicyV1().RESTClient()), resource: "poddisruptionbudgets",
 		list: func() (runtime.Object, func() []policyv1.PodDisruptionBudget) {
 			l := &policyv1.PodDisruptionBudgetList{}
 			return l, func() []policyv1.PodDisruptionBudget { return l.Items }
@@ -149,7 +152,7 @@ func budgetsOf(c kubernetes.Interface) kind[policyv1.PodDisruptionBudget] {
 
 func attachmentsOf(c kubernetes.Interface) kind[storagev1.VolumeAttachment] {
 	return kind[storagev1.VolumeAttachment]{
-		client: c.StorageV1().RESTClient(), resource: "volumeattachments",
+		client: kube.Contained(c.StorageV1().RESTClient()), resource: "volumeattachments",
 		list: func() (runtime.Object, func() []storagev1.VolumeAttachment) {
 			l := &storagev1.VolumeAttachmentList{}
 			return l, func() []storagev1.VolumeAttachment { return l.Items }
@@ -159,7 +162,7 @@ func attachmentsOf(c kubernetes.Interface) kind[storagev1.VolumeAttachment] {
 
 func daemonSetsOf(c kubernetes.Interface) kind[appsv1.DaemonSet] {
 	return kind[appsv1.DaemonSet]{
-		client: c.AppsV1().RESTClient(), resource: "daemonsets",
+		client: kube.Contained(c.AppsV1().RESTClient()), resource: "daemonsets",
 		list: func() (runtime.Object, func() []appsv1.DaemonSet) {
 			l := &appsv1.DaemonSetList{}
 			return l, func() []appsv1.DaemonSet { return l.Items }
@@ -169,7 +172,7 @@ func daemonSetsOf(c kubernetes.Interface) kind[appsv1.DaemonSet] {
 
 func replicaSetsOf(c kubernetes.Interface) kind[appsv1.ReplicaSet] {
 	return kind[appsv1.ReplicaSet]{
-		client: c.AppsV1().RESTClient(), resource: "replicasets",
+		client: kube.Contained(c.AppsV1().RESTClient()), resource: "replicasets",
 		list: func() (runtime.Object, func() []appsv1.ReplicaSet) {
 			l := &appsv1.ReplicaSetList{}
 			return l, func() []appsv1.ReplicaSet { return l.Items }
@@ -179,7 +182,7 @@ func replicaSetsOf(c kubernetes.Interface) kind[appsv1.ReplicaSet] {
 
 func deploymentsOf(c kubernetes.Interface) kind[appsv1.Deployment] {
 	return kind[appsv1.Deployment]{
-		client: c.AppsV1().RESTClient(), resource: "deployments",
+		client: kube.Contained(c.AppsV1().RESTClient()), resource: "deployments",
 		list: func() (runtime.Object, func() []appsv1.Deployment) {
 			l := &appsv1.DeploymentList{}
 			return l, func() []appsv1.Deployment { return l.Items }
@@ -189,7 +192,7 @@ func deploymentsOf(c kubernetes.Interface) kind[appsv1.Deployment] {
 
 func statefulSetsOf(c kubernetes.Interface) kind[appsv1.StatefulSet] {
 	return kind[appsv1.StatefulSet]{
-		client: c.AppsV1().RESTClient(), resource: "statefulsets",
+		client: kube.Contained(c.AppsV1().RESTClient()), resource: "statefulsets",
 		list: func() (runtime.Object, func() []appsv1.StatefulSet) {
 			l := &appsv1.StatefulSetList{}
 			return l, func() []appsv1.StatefulSet { return l.Items }
@@ -199,7 +202,7 @@ func statefulSetsOf(c kubernetes.Interface) kind[appsv1.StatefulSet] {
 
 func jobsOf(c kubernetes.Interface) kind[batchv1.Job] {
 	return kind[batchv1.Job]{
-		client: c.BatchV1().RESTClient(), resource: "jobs",
+		client: kube.Contained(c.BatchV1().RESTClient()), resource: "jobs",
 		list: func() (runtime.Object, func() []batchv1.Job) {
 			l := &batchv1.JobList{}
 			return l, func() []batchv1.Job { return l.Items }
@@ -209,7 +212,7 @@ func jobsOf(c kubernetes.Interface) kind[batchv1.Job] {
 
 func claimsOf(c kubernetes.Interface) kind[corev1.PersistentVolumeClaim] {
 	return kind[corev1.PersistentVolumeClaim]{
-		client: c.CoreV1().RESTClient(), resource: "persistentvolumeclaims",
+		client: kube.Contained(c.CoreV1().RESTClient()), resource: "persistentvolumeclaims",
 		list: func() (runtime.Object, func() []corev1.PersistentVolumeClaim) {
 			l := &corev1.PersistentVolumeClaimList{}
 			return l, func() []corev1.PersistentVolumeClaim { return l.Items }
@@ -219,7 +222,7 @@ func claimsOf(c kubernetes.Interface) kind[corev1.PersistentVolumeClaim] {
 
 func volumesOf(c kubernetes.Interface) kind[corev1.PersistentVolume] {
 	return kind[corev1.PersistentVolume]{
-		client: c.CoreV1().RESTClient(), resource: "persistentvolumes",
+		client: kube.Contained(c.CoreV1().RESTClient()), resource: "persistentvolumes",
 		list: func() (runtime.Object, func() []corev1.PersistentVolume) {
 			l := &corev1.PersistentVolumeList{}
 			return l, func() []corev1.PersistentVolume { return l.Items }
@@ -229,10 +232,42 @@ func volumesOf(c kubernetes.Interface) kind[corev1.PersistentVolume] {
 
 func leasesOf(c kubernetes.Interface, namespace string) kind[coordinationv1.Lease] {
 	return kind[coordinationv1.Lease]{
-		client: c.CoordinationV1().RESTClient(), resource: "leases", namespace: namespace,
+		client: kube.Contained(c.CoordinationV1().RESTClient()), resource: "leases", namespace: namespace,
 		list: func() (runtime.Object, func() []coordinationv1.Lease) {
 			l := &coordinationv1.LeaseList{}
 			return l, func() []coordinationv1.Lease { return l.Items }
+		},
+	}
+}
+
+func validatingOf(c kubernetes.Interface) kind[admissionv1.ValidatingWebhookConfiguration] {
+	return kind[admissionv1.ValidatingWebhookConfiguration]{
+		client: kube.Contained(c.AdmissionregistrationV1().RESTClient()), resource: "validatingwebhookconfigurations",
+		list: func() (runtime.Object, func() []admissionv1.ValidatingWebhookConfiguration) {
+			l := &admissionv1.ValidatingWebhookConfigurationList{}
+			return l, func() []admissionv1.ValidatingWebhookConfiguration { return l.Items }
+		},
+	}
+}
+
+func mutatingOf(c kubernetes.Interface) kind[admissionv1.MutatingWebhookConfiguration] {
+	return kind[admissionv1.MutatingWebhookConfiguration]{
+		client: kube.Contained(c.AdmissionregistrationV1().RESTClient()), resource: "mutatingwebhookconfigurations",
+		list: func() (runtime.Object, func() []admissionv1.MutatingWebhookConfiguration) {
+			l := &admissionv1.MutatingWebhookConfigurationList{}
+			return l, func() []admissionv1.MutatingWebhookConfiguration { return l.Items }
+		},
+	}
+}
+
+// slicesOf are the endpoints of one service.
+func slicesOf(c kubernetes.Interface, service name) kind[discoveryv1.EndpointSlice] {
+	return kind[discoveryv1.EndpointSlice]{
+		client: kube.Contained(c.DiscoveryV1().RESTClient()), resource: "endpointslices", namespace: service.Namespace,
+		labels: labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: service.Name}).String(),
+		list: func() (runtime.Object, func() []discoveryv1.EndpointSlice) {
+			l := &discoveryv1.EndpointSliceList{}
+			return l, func() []discoveryv1.EndpointSlice { return l.Items }
 		},
 	}
 }

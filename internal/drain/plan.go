@@ -40,6 +40,15 @@ const (
 	ImpactReturns       = "returns"
 )
 
+// The codes of warnings about a cluster as a whole.
+const (
+	// WarnWebhookDeadlock: an admission that must answer has no server left but on the nodes of the batch. When they are
+	// empty, nothing that it looks at can be changed, perhaps not even the pods that would serve it again.
+	WarnWebhookDeadlock = "webhook_deadlock"
+	WarnControlPlane    = "control_plane" // nodes of the control plane are among those of the batch
+	WarnQuorum          = "etcd_quorum"   // and without them those that are left are no majority
+)
+
 // settle is how long a replacement takes to be ready, where nothing better is known.
 const settle = 30
 
@@ -206,7 +215,7 @@ func pinnedTo(v *corev1.PersistentVolume) string {
 }
 
 func (b *builder) plan(targets []Target) *fleet.ClusterPlan {
-	out := &fleet.ClusterPlan{Cluster: b.r.Cluster, At: b.r.At, Permissions: b.r.Permissions, Missing: b.r.Missing, Nodes: []fleet.NodePlan{}}
+	out := &fleet.ClusterPlan{Cluster: b.r.Cluster, At: b.r.At, Permissions: b.rights(), Missing: b.r.Missing, Nodes: []fleet.NodePlan{}}
 	look := b.lookups()
 	byUID := map[types.UID]*fleet.PodPlan{}
 	for _, t := range targets {
@@ -220,8 +229,10 @@ func (b *builder) plan(targets []Target) *fleet.ClusterPlan {
 			n.Counts.Add(n.Pods[i].Verdict)
 			out.Counts.Add(n.Pods[i].Verdict)
 		}
+		b.judge(&n, out.Permissions)
 		out.Nodes = append(out.Nodes, n)
 	}
+	out.Warnings = b.warnings()
 	for i := range out.Nodes {
 		n := &out.Nodes[i]
 		at := map[types.UID]*corev1.Pod{}
@@ -257,14 +268,41 @@ func (b *builder) plan(targets []Target) *fleet.ClusterPlan {
 		for j := range n.Pods {
 			pods = append(pods, &n.Pods[j])
 		}
-		n.Estimate = new(estimate(pods, nil))
+		n.Estimate = new(b.estimate(pods, nil))
 		all = append(all, pods...)
 	}
-	out.Estimate = new(estimate(all, waves))
+	out.Estimate = new(b.estimate(all, waves))
 	for _, p := range out.Permissions {
 		out.Estimate.Blocked = out.Estimate.Blocked || !p.Allowed
 	}
 	return out
+}
+
+// rights are those that this drain needs.
+func (b *builder) rights() []fleet.ClusterRight {
+	not := Policy{Delete: !b.pol.Delete}.right()
+	return slices.DeleteFunc(slices.Clone(b.r.Permissions), func(p fleet.ClusterRight) bool {
+		p.Allowed = not.Allowed
+		return p == not
+	})
+}
+
+// judge says what would happen to the node as a whole. A budget blocks nothing: it is waited for.
+func (b *builder) judge(n *fleet.NodePlan, rights []fleet.ClusterRight) {
+	switch {
+	case n.Fault != "":
+		n.Verdict = fleet.NodeMissing
+	case slices.ContainsFunc(rights, func(p fleet.ClusterRight) bool { return !p.Allowed }):
+		n.Verdict, n.Fault = fleet.NodeBlocked, fleet.CodeForbidden
+	case slices.ContainsFunc(n.Actors, func(a fleet.Actor) bool { return a.Forbids }):
+		n.Verdict, n.Fault = fleet.NodeBlocked, fleet.CodeLocked
+	case n.Counts.Block > 0:
+		n.Verdict, n.Fault = fleet.NodeBlocked, fleet.CodeBlocked
+	case n.Unschedulable && n.Counts.Evict == 0 && n.Counts.Wait == 0:
+		n.Verdict = fleet.NodeUnchanged
+	default:
+		n.Verdict = fleet.NodeChange
+	}
 }
 
 func (b *builder) node(t Target) fleet.NodePlan {
@@ -372,8 +410,14 @@ func (b *builder) fits(out *fleet.ClusterPlan, byUID map[types.UID]*fleet.PodPla
 			back = append(back, p)
 		}
 	}
+	before := b.asked(true)
 	fits := place(back, rms, b.volumesOf)
 	out.Capacity = &fleet.Capacity{Checked: len(rms), Nodes: len(b.r.Nodes), Autoscale: b.autoscaled(), Ignored: ignoredByFit}
+	after := b.asked(false)
+	for _, p := range back {
+		after.add(p)
+	}
+	out.Capacity.Headroom = headroom(before, after)
 	for _, p := range back {
 		plan := byUID[p.UID]
 		plan.Fit = fits[p]
@@ -468,7 +512,7 @@ func (b *builder) actors(n *corev1.Node) []fleet.Actor {
 			continue
 		}
 		if until := l.Spec.RenewTime.Add(time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second); b.now.Before(until) {
-			out = append(out, fleet.Actor{Who: "medik8s", Detail: plain(*l.Spec.HolderIdentity) + " until " + until.UTC().Format(time.RFC3339)})
+			out = append(out, fleet.Actor{Who: "medik8s", Detail: plain(*l.Spec.HolderIdentity) + " until " + until.UTC().Format(time.RFC3339), Forbids: true})
 		}
 	}
 	return out
@@ -476,7 +520,7 @@ func (b *builder) actors(n *corev1.Node) []fleet.Actor {
 
 // estimate is §2.5: the groups one after the other, and the waves of the slowest budget. Waves is by namespace/name; nil
 // for what each pod knows itself.
-func estimate(pods []*fleet.PodPlan, waves map[string]int) fleet.Estimate {
+func (b *builder) estimate(pods []*fleet.PodPlan, waves map[string]int) fleet.Estimate {
 	var out fleet.Estimate
 	groups := map[int]int64{}
 	perBudget := map[string]int{}
@@ -491,8 +535,8 @@ func estimate(pods []*fleet.PodPlan, waves map[string]int) fleet.Estimate {
 		case fleet.VerdictEvict, fleet.VerdictWait:
 		}
 		groups[p.Order] = max(groups[p.Order], p.Grace)
-		if p.Budget == nil {
-			continue
+		if p.Budget == nil || b.pol.Delete {
+			continue // a deletion asks no budget
 		}
 		if a := p.Budget.Allowance; a == fleet.AllowNever {
 			out.Blocked = true

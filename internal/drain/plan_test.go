@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
@@ -322,5 +323,113 @@ func TestPlan_JSON(t *testing.T) {
 		if !seen[k] {
 			t.Errorf("no key %q in %s", k, b)
 		}
+	}
+}
+
+func cordoned(n *corev1.Node) { n.Spec.Unschedulable = true }
+
+// TestNewPlan_Verdicts: one word over each node, and what stands in the way.
+func TestNewPlan_Verdicts(t *testing.T) {
+	t.Parallel()
+	held := metav1.NewMicroTime(noon.Add(-time.Minute))
+	r := reading([]corev1.Node{
+		machine("idle", cordoned), machine("fresh"), machine("busy", cordoned), machine("data"), machine("ending", cordoned), machine("mended"),
+	},
+		fixture("a", on("busy")), fixture("b", on("data"), scratch), fixture("c", on("ending"), deleted(-time.Minute)),
+		fixture("ds", on("idle"), ownedBy("apps/v1", "DaemonSet", "agent")))
+	r.DaemonSets = []appsv1.DaemonSet{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "agent"}}}
+	r.Leases = []coordinationv1.Lease{{ObjectMeta: metav1.ObjectMeta{Name: "node-mended"}, Spec: coordinationv1.LeaseSpec{
+		HolderIdentity: new("nmo"), RenewTime: &held, LeaseDurationSeconds: new(int32(600)),
+	}}}
+	evicting := Policy{}.right()
+	evicting.Allowed = true
+	r.Permissions = []fleet.ClusterRight{evicting, Policy{Delete: true}.right()} // which is not allowed
+	targets := []Target{{Name: "idle"}, {Name: "fresh"}, {Name: "busy"}, {Name: "data"}, {Name: "ending"}, {Name: "mended"}, {Name: "none"}, {Name: "busy", UID: "x"}}
+	verdicts := func(pol Policy) []string {
+		var out []string
+		for _, n := range NewPlan(r, targets, pol, noon).Nodes {
+			out = append(out, strings.TrimSpace(string(n.Verdict)+" "+n.Fault))
+		}
+		return out
+	}
+	want := []string{
+		"unchanged", "change", "change", "blocked blocked", "change", "blocked locked", "missing not_found", "missing replaced",
+	}
+	if diff := cmp.Diff(want, verdicts(Policy{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for i, v := range verdicts(Policy{Delete: true}) {
+		if want := "blocked forbidden"; v != want && i < 6 {
+			t.Errorf("%s without the right to delete: %q, want %q", targets[i].Name, v, want)
+		}
+	}
+	if got := NewPlan(r, targets, Policy{}, noon); len(got.Permissions) != 1 || got.Estimate.Blocked == false {
+		t.Errorf("permissions %+v, estimate %+v", got.Permissions, got.Estimate)
+	}
+}
+
+// TestNewPlan_Delete: budgets are shown and not waited for.
+func TestNewPlan_Delete(t *testing.T) {
+	t.Parallel()
+	r := reading([]corev1.Node{machine("n1")}, fixture("a"), fixture("b"))
+	r.Budgets = []policyv1.PodDisruptionBudget{budgetFor("web", 0, func(b *policyv1.PodDisruptionBudget) {
+		b.Spec.MinAvailable, b.Spec.MaxUnavailable = nil, new(intstr.FromInt32(0))
+	})}
+	asked, past := NewPlan(r, []Target{{Name: "n1"}}, Policy{}, noon), NewPlan(r, []Target{{Name: "n1"}}, Policy{Delete: true}, noon)
+	if !asked.Estimate.Blocked || past.Estimate.Blocked || past.Estimate.HighSeconds != 30 || past.Budgets[0].Pods != 2 {
+		t.Errorf("asked %+v, past %+v, budgets %+v", asked.Estimate, past.Estimate, past.Budgets)
+	}
+}
+
+// TestNewPlan_Warnings is PV-25: what concerns the whole cluster.
+func TestNewPlan_Warnings(t *testing.T) {
+	t.Parallel()
+	master := func(n *corev1.Node) { n.Labels["node-role.kubernetes.io/control-plane"] = "" }
+	broken := func(n *corev1.Node) { n.Status.Conditions = nil }
+	r := reading([]corev1.Node{machine("m1", master), machine("m2", master), machine("m3", master, broken), machine("n1"), machine("n2")})
+	r.Webhooks = []Webhook{
+		{Name: "here: x", Service: "ns/x", Nodes: []string{"n1"}},
+		{Name: "both: y", Service: "ns/y", Nodes: []string{"n1", "n2"}},
+		{Name: "outside: z", Service: "ns/z", Nodes: []string{"", "n1"}},
+		{Name: "down: w", Service: "ns/w"},
+	}
+	for _, tt := range []struct {
+		targets []Target
+		want    []string
+	}{
+		{[]Target{{Name: "n2"}}, nil},
+		{[]Target{{Name: "n1"}}, []string{"webhook_deadlock here: x, service ns/x"}},
+		{[]Target{{Name: "n1"}, {Name: "n2"}}, []string{"webhook_deadlock here: x, service ns/x", "webhook_deadlock both: y, service ns/y"}},
+		{[]Target{{Name: "m3"}}, []string{"control_plane m3"}},
+		{[]Target{{Name: "m1"}}, []string{"control_plane m1", "etcd_quorum 1 of 3 left"}},
+	} {
+		var got []string
+		for _, w := range NewPlan(r, tt.targets, Policy{}, noon).Warnings {
+			if w.ID != "PV-25" {
+				t.Errorf("id %s", w.ID)
+			}
+			got = append(got, w.Code+" "+w.Detail)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", tt.targets, diff)
+		}
+	}
+}
+
+// TestNewPlan_Headroom is PV-31.
+func TestNewPlan_Headroom(t *testing.T) {
+	t.Parallel()
+	r := reading([]corev1.Node{machine("n1"), machine("n2"), machine("out", cordoned)},
+		fixture("a", cpu("2")), fixture("b", cpu("1"), on("n2")), fixture("lone", orphan, cpu("1")), fixture("elsewhere", cpu("4"), on("out")))
+	want := []fleet.Headroom{
+		{Resource: "cpu", Before: 50, After: 75}, // 4 of 8, then 3 of 4: what nobody makes again is not asked for any more
+		{Resource: "memory", Before: 0, After: 0},
+		{Resource: "pods", Before: 15, After: 20},
+	}
+	if diff := cmp.Diff(want, NewPlan(r, []Target{{Name: "n1"}}, Policy{}, noon).Capacity.Headroom); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := NewPlan(r, []Target{{Name: "n1"}, {Name: "n2"}}, Policy{}, noon).Capacity.Headroom; got != nil {
+		t.Errorf("without any node left: %+v", got)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +48,7 @@ type Reading struct {
 	Claims       []corev1.PersistentVolumeClaim
 	Volumes      []corev1.PersistentVolume
 	Leases       []coordinationv1.Lease // of medik8sLeases
+	Webhooks     []Webhook              // those that the API server cannot do without
 	Permissions  []fleet.ClusterRight
 	// Missing names what the cluster does not let us read. What depends on it is not evaluated.
 	Missing []string
@@ -70,12 +72,22 @@ func (p Policy) right() fleet.ClusterRight {
 // Read looks at a cluster for a plan that drains the nodes named. Only nodes and pods must be readable; whatever else is
 // not permitted is named in Missing.
 func Read(ctx context.Context, cluster string, c kubernetes.Interface, targets []string) (*Reading, error) {
+	return readUpTo(ctx, cluster, c, targets, limits{allPods: maxAllPods, checked: maxChecked})
+}
+
+// limits bound what is read of a cluster.
+type limits struct {
+	allPods int64
+	checked int
+}
+
+func readUpTo(ctx context.Context, cluster string, c kubernetes.Interface, targets []string, most limits) (*Reading, error) {
 	r := &Reading{Cluster: cluster, At: time.Now().UTC(), PodsOf: map[string]bool{}}
 	var err error
 	if r.Nodes, _, err = nodesOf(c, "").all(ctx); err != nil {
 		return nil, fmt.Errorf("listing the nodes of %s: %w", cluster, err)
 	}
-	if err := r.readPods(ctx, c, targets); err != nil {
+	if err := r.readPods(ctx, c, targets, most); err != nil {
 		return nil, err
 	}
 	optional(ctx, r, &err, &r.Budgets, budgetsOf(c))
@@ -87,10 +99,13 @@ func Read(ctx context.Context, cluster string, c kubernetes.Interface, targets [
 	optional(ctx, r, &err, &r.Claims, claimsOf(c))
 	optional(ctx, r, &err, &r.Volumes, volumesOf(c))
 	optional(ctx, r, &err, &r.Leases, leasesOf(c, medik8sLeases))
+	if err == nil {
+		err = r.readWebhooks(ctx, c)
+	}
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range needed {
+	for _, p := range append(slices.Clone(needed), Policy{Delete: true}.right()) {
 		if p.Allowed, err = allowed(ctx, c, p); err != nil {
 			return nil, fmt.Errorf("asking %s what is permitted: %w", cluster, err)
 		}
@@ -116,7 +131,7 @@ func optional[T any](ctx context.Context, r *Reading, err *error, into *[]T, k k
 }
 
 // readPods reads all pods of a small cluster; of a large one those of the targets and of some nodes that may take them.
-func (r *Reading) readPods(ctx context.Context, c kubernetes.Interface, targets []string) error {
+func (r *Reading) readPods(ctx context.Context, c kubernetes.Interface, targets []string, most limits) error {
 	first := &corev1.PodList{}
 	if err := podsOf(c, "").page(ctx, metav1.ListOptions{Limit: 1}, first); err != nil {
 		return fmt.Errorf("counting the pods of %s: %w", r.Cluster, kube.Error(err))
@@ -125,9 +140,9 @@ func (r *Reading) readPods(ctx context.Context, c kubernetes.Interface, targets 
 	if first.RemainingItemCount != nil {
 		total += *first.RemainingItemCount
 	} else if first.Continue != "" {
-		total = maxAllPods + 1 // it does not say
+		total = most.allPods + 1 // it does not say
 	}
-	if total <= maxAllPods {
+	if total <= most.allPods {
 		pods, _, err := podsOf(c, "").all(ctx)
 		if err != nil {
 			return fmt.Errorf("listing the pods of %s: %w", r.Cluster, err)
@@ -141,7 +156,7 @@ func (r *Reading) readPods(ctx context.Context, c kubernetes.Interface, targets 
 	for _, name := range targets {
 		r.PodsOf[name] = true
 	}
-	left := maxChecked
+	left := most.checked
 	for i := range r.Nodes {
 		if n := &r.Nodes[i]; left > 0 && !r.PodsOf[n.Name] && open(n) {
 			r.PodsOf[n.Name] = true

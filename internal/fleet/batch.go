@@ -105,6 +105,7 @@ type DrainOptions struct {
 	UncordonAfter      bool   `json:"uncordon_after"`               // only what this batch cordoned
 	IgnoreOptOut       bool   `json:"ignore_opt_out"`               // pods whose owners ask not to be disturbed
 	SkipStuckSeconds   int    `json:"skip_wait_for_delete_timeout"` // let go of pods so long after their grace period; 0: never
+	Probe              bool   `json:"probe,omitempty"`              // of a plan: have the API server answer dry-run evictions
 	WaitReplacements   bool   `json:"wait_for_replacements"`        // before the node counts as done, what it lost is ready elsewhere
 }
 

@@ -196,6 +196,16 @@ type Capacity struct {
 	Unfit     int      `json:"unfit"`     // pods without a place
 	Autoscale bool     `json:"autoscale"` // something may add nodes (PV-30)
 	Ignored   []string `json:"ignored"`
+	// Headroom is what the nodes that take pods are asked for, before and after (PV-31). It is of the nodes that were
+	// checked.
+	Headroom []Headroom `json:"headroom,omitempty"`
+}
+
+// Headroom is how much of a resource pods request, in percent of what the nodes have that take pods.
+type Headroom struct {
+	Resource string `json:"resource"`
+	Before   int    `json:"before"`
+	After    int    `json:"after"` // with the nodes of the batch gone, and their pods elsewhere; more than 100 does not fit
 }
 
 // Probe is what the API server says to the eviction of a pod without doing it: budgets, permissions and those
@@ -255,8 +265,9 @@ type Impact struct {
 
 // Actor is somebody else who is at work on a node (operations §2.4).
 type Actor struct {
-	Who    string `json:"who"`
-	Detail string `json:"detail,omitempty"`
+	Who     string `json:"who"`
+	Detail  string `json:"detail,omitempty"`
+	Forbids bool   `json:"forbids,omitempty"` // it holds the node, and a drain beside it would work against it
 }
 
 // Estimate is how long a drain takes if nothing goes wrong: from pods that end at once to pods that use all of their

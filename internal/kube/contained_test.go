@@ -3,13 +3,20 @@ package kube
 import (
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
@@ -70,5 +77,61 @@ func TestGuardedBody_Ends(t *testing.T) {
 		if !errors.Is(err, fleet.ErrTooLarge) || n > most || n < most/2 {
 			t.Errorf("%s: %d bytes, %v", path, n, err)
 		}
+	}
+}
+
+// odd is an object that cannot be decoded without a panic.
+type odd struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+}
+
+func (*odd) DeepCopyObject() runtime.Object { return &odd{} }
+
+func (*odd) UnmarshalJSON([]byte) error { panic("an odd object") }
+
+// A watch of a contained client over an odd object ends with an error, and so does a read of one. It is not parallel:
+// the scheme belongs to all.
+func TestContained_Client(t *testing.T) {
+	scheme.Scheme.AddKnownTypes(schema.GroupVersion{Group: "test.example.com", Version: "v1"}, &odd{})
+	const object = `{"apiVersion":"test.example.com/v1","kind":"odd","metadata":{"name":"x"}}`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.URL.Path != "/prefix/api/v1/pods" || r.UserAgent() != "kube-node-manager/x" {
+			http.NotFound(w, r)
+			return
+		}
+		if r.URL.Query().Has("watch") {
+			_, _ = io.WriteString(w, `{"type":"ADDED","object":`+object+`}`) // to a test that has gone
+			return
+		}
+		_, _ = io.WriteString(w, object)
+	}))
+	t.Cleanup(server.Close)
+	k, err := New("x", &rest.Config{Host: server.URL + "/prefix"}, WithVersion("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	c := Contained(k.Watch.CoreV1().RESTClient())
+	err = c.Get().Resource("pods").Do(t.Context()).Into(&corev1.PodList{})
+	if err == nil || !strings.Contains(err.Error(), "an odd object") {
+		t.Errorf("a read: %v", err)
+	}
+	w, err := c.Get().Resource("pods").VersionedParams(&metav1.ListOptions{Watch: true}, scheme.ParameterCodec).Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	e, open := <-w.ResultChan()
+	if s, ok := e.Object.(*metav1.Status); !open || e.Type != watch.Error || !ok || !strings.Contains(s.Message, "an odd object") {
+		t.Errorf("a watch: %+v, %t", e, open)
+	}
+}
+
+func TestContained_Fake(t *testing.T) {
+	t.Parallel()
+	if c := Contained(fake.NewClientset().CoreV1().RESTClient()); restClient(c) != nil {
+		t.Errorf("made %T of a fake", c)
 	}
 }

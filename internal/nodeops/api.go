@@ -38,12 +38,18 @@ func (c nodeClient) get(ctx context.Context) (*corev1.Node, error) {
 	return n, nil
 }
 
-// patch writes a change to the very node and version that it was decided about: another node of the same name answers
-// 422, a newer version 409.
-func (c nodeClient) patch(ctx context.Context, n *corev1.Node, ch *change) (*corev1.Node, error) {
-	metadata := map[string]any{"uid": n.UID, "resourceVersion": n.ResourceVersion}
+// body is a merge patch for the very node that a change was decided about: another node of the same name answers 422.
+// Unless the change holds whatever else is written meanwhile, it is also for that very version: a newer one answers 409.
+func (ch *change) body(n *corev1.Node) ([]byte, error) {
+	metadata := map[string]any{"uid": n.UID}
+	if !ch.loose {
+		metadata["resourceVersion"] = n.ResourceVersion
+	}
 	if ch.annotations != nil {
 		metadata["annotations"] = ch.annotations
+	}
+	if ch.labels != nil {
+		metadata["labels"] = ch.labels
 	}
 	patch := map[string]any{"metadata": metadata}
 	if ch.spec != nil {
@@ -52,6 +58,15 @@ func (c nodeClient) patch(ctx context.Context, n *corev1.Node, ch *change) (*cor
 	body, err := json.Marshal(patch)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a patch: %w", err)
+	}
+	return body, nil
+}
+
+// patch writes a change.
+func (c nodeClient) patch(ctx context.Context, n *corev1.Node, ch *change) (*corev1.Node, error) {
+	body, err := ch.body(n)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -24,33 +24,68 @@ func cordon(w work, n *corev1.Node) decision {
 	switch {
 	case n.Spec.Unschedulable && ours && note.Batch == w.batch:
 		// Written by this batch before a crash or before an answer was lost.
-		return decision{result: fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}}
+		return decision{result: fleet.ItemResult{
+			State: fleet.ItemSucceeded, Changed: true, Edits: []fleet.Edit{cordonEdit(nil, new(n.Annotations[kube.CordonAnnotation]))},
+		}}
 	case n.Spec.Unschedulable:
-		return unchanged("already cordoned" + whose(now.Cordon))
+		d := unchanged("already cordoned" + whose(now.Cordon))
+		d.edits = []fleet.Edit{cordonEdit(cordonOf(w.item.Ref.Cluster, n), cordonOf(w.item.Ref.Cluster, n))}
+		return d
 	case note.Batch == w.batch:
 		return decision{result: fleet.ItemResult{
 			State: fleet.ItemSkipped, Code: fleet.CodeUndone, Changed: true,
 			Message: "this batch had cordoned it, and somebody uncordoned it since",
 		}}
 	}
-	after := kube.CordonNote{V: 1, By: w.by.Name, Via: via(w.by), Reason: w.op.Reason, At: w.at.Truncate(time.Second), Batch: w.batch}
-	annotations := map[string]any{kube.CordonAnnotation: after.String()}
-	if w.op.Reason != "" {
-		annotations[kube.CordonReasonAnnotation] = w.op.Reason
+	c := &change{before: schedulability{}}
+	c.cordon(w, w.op.Reason)
+	return decision{change: c, edits: c.edits, result: fleet.ItemResult{State: fleet.ItemSucceeded}}
+}
+
+// cordon makes the change one that cordons, with a note.
+func (c *change) cordon(w work, reason string) {
+	note := kube.CordonNote{V: 1, By: w.by.Name, Via: via(w.by), Reason: reason, At: w.at.Truncate(time.Second), Batch: w.batch}
+	c.annotations = map[string]any{kube.CordonAnnotation: note.String()}
+	if reason != "" {
+		c.annotations[kube.CordonReasonAnnotation] = reason
 	} else {
-		annotations[kube.CordonReasonAnnotation] = nil // of an earlier cordon that somebody else undid
+		c.annotations[kube.CordonReasonAnnotation] = nil // of an earlier cordon that somebody else undid
 	}
-	return decision{
-		change: &change{
-			annotations: annotations,
-			spec:        map[string]any{"unschedulable": true},
-			before:      schedulability{},
-			after: schedulability{true, &fleet.Cordon{
-				By: after.By, Reason: after.Reason, Since: after.At, Batch: w.batch,
-			}},
-		},
-		result: fleet.ItemResult{State: fleet.ItemSucceeded},
+	c.set("unschedulable", true)
+	c.after = schedulability{true, &fleet.Cordon{By: note.By, Reason: note.Reason, Since: note.At, Batch: w.batch}}
+	c.edits = append(c.edits, cordonEdit(nil, new(note.String())))
+}
+
+// set puts a field of the spec into the change; nil takes it away.
+func (c *change) set(field string, value any) {
+	if c.spec == nil {
+		c.spec = make(map[string]any, 1)
 	}
+	c.spec[field] = value
+}
+
+// cordonEdit is a change of schedulability: the values are notes, nil is schedulable.
+func cordonEdit(before, after *string) fleet.Edit {
+	e := fleet.Edit{Kind: fleet.EditCordon, Before: before, After: after, Outcome: fleet.EditUnchanged}
+	switch {
+	case before == nil && after != nil:
+		e.Outcome = fleet.EditAdded
+	case before != nil && after == nil:
+		e.Outcome = fleet.EditRemoved
+	}
+	return e
+}
+
+// cordonOf is the node's cordon as the value of an edit: our note word for word, "" for a cordon that is not ours, nil
+// for a node that is schedulable.
+func cordonOf(cluster string, n *corev1.Node) *string {
+	if !n.Spec.Unschedulable {
+		return nil
+	}
+	if _, ours := noteOf(n, kube.Node(cluster, n)); !ours {
+		return new("")
+	}
+	return new(n.Annotations[kube.CordonAnnotation])
 }
 
 // uncordon makes a node schedulable and takes our note away. A node that somebody else cordoned needs the explicit
@@ -70,9 +105,11 @@ func uncordon(w work, n *corev1.Node) decision {
 	switch {
 	case !n.Spec.Unschedulable && c.annotations == nil && !w.intended.IsZero():
 		// Our write has landed before a crash or before an answer was lost.
-		return decision{result: fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true}}
+		return decision{result: fleet.ItemResult{State: fleet.ItemSucceeded, Changed: true, Edits: w.recorded}}
 	case !n.Spec.Unschedulable && c.annotations == nil:
-		return unchanged("already schedulable")
+		d := unchanged("already schedulable")
+		d.edits = []fleet.Edit{cordonEdit(nil, nil)}
+		return d
 	case !n.Spec.Unschedulable:
 		return decision{change: c, result: fleet.ItemResult{State: fleet.ItemSucceeded, Code: fleet.CodeCleaned}}
 	case !w.intended.IsZero() && ours && note.At.After(w.intended):
@@ -86,8 +123,9 @@ func uncordon(w work, n *corev1.Node) decision {
 			Message: "cordoned" + whose(now.Cordon) + ", not through this program; uncordon it with foreign=include if that is meant",
 		}}
 	}
-	c.spec = map[string]any{"unschedulable": nil}
-	return decision{change: c, result: fleet.ItemResult{State: fleet.ItemSucceeded}}
+	c.set("unschedulable", nil)
+	c.edits = []fleet.Edit{cordonEdit(cordonOf(w.item.Ref.Cluster, n), nil)}
+	return decision{change: c, edits: c.edits, result: fleet.ItemResult{State: fleet.ItemSucceeded}}
 }
 
 // noteOf reads our note, and tells whether the cordon of the node is the one that it speaks of: made by us, on a node

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,28 +39,38 @@ type work struct {
 	// intended is when an earlier attempt of the same batch had recorded its intent, zero if none had: from then on the
 	// change may have landed.
 	intended time.Time
+	recorded []fleet.Edit // of the newest such intent
 	readOnly bool
 }
 
 // verb decides what an operation wants of a node as it is now. It does not change the node.
 type verb func(w work, n *corev1.Node) decision
 
-// decision is a change, or else the result without one.
+// decision is a change, or else the result without one. A result that failed is about what the node is.
 type decision struct {
 	change *change
 	result fleet.ItemResult // without a change: now; with one: once it is written
+	edits  []fleet.Edit     // all that was looked at, for a plan
 }
 
 // change is the body of a merge patch, without its preconditions, and what the record says of it.
 type change struct {
 	annotations   map[string]any // nil values go
+	labels        map[string]any // likewise
 	spec          map[string]any
+	loose         bool // right for any version of the node: nothing in it depends on what else the node has
 	before, after any
+	edits         []fleet.Edit // that take effect
 }
 
 var verbs = map[fleet.Action]verb{
 	fleet.ActionCordon:   cordon,
 	fleet.ActionUncordon: uncordon,
+	fleet.ActionLabels:   edit,
+	fleet.ActionTaints:   edit,
+	fleet.ActionCopy:     edit,
+	fleet.ActionTemplate: edit,
+	fleet.ActionRevert:   revert,
 }
 
 // Do brings one node of a batch to what the operation asks for. See batch.Doer for the contract.
@@ -68,18 +79,24 @@ func (o *Ops) Do(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
 	if err != nil {
 		return fleet.ItemResult{}, err
 	}
+	if t.Operation.Action == fleet.ActionDrain {
+		return o.drain(ctx, t, now)
+	}
 	return o.run(ctx, work{by: now, batch: t.Batch, item: t.Item, op: t.Operation, at: time.Now().UTC()})
 }
 
 // Resolve tells what became of a node that was being worked on when its batch ended. It writes nothing to the cluster.
 func (o *Ops) Resolve(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
+	if t.Operation.Action == fleet.ActionDrain {
+		return o.resolveDrain(ctx, t)
+	}
 	return o.run(ctx, work{by: t.By, batch: t.Batch, item: t.Item, op: t.Operation, at: time.Now().UTC(), readOnly: true})
 }
 
 func (o *Ops) run(ctx context.Context, w work) (fleet.ItemResult, error) {
 	if w.item.Attempt > 1 || w.readOnly {
 		var err error
-		if w.intended, err = o.intent(ctx, w); err != nil {
+		if w.intended, w.recorded, err = o.intent(ctx, w); err != nil {
 			return fleet.ItemResult{}, err
 		}
 	}
@@ -99,6 +116,10 @@ func (o *Ops) run(ctx context.Context, w work) (fleet.ItemResult, error) {
 // attempt reads, decides and writes until the node is as asked or it is clear that it will not be.
 func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 	decide := verbs[w.op.Action]
+	if decide == nil {
+		err := fmt.Errorf("%q: %w", w.op.Action, fleet.ErrUnsupported)
+		return fleet.ItemResult{State: fleet.ItemFailed, Code: fleet.CodeFailed, Message: "this program does not know how to do that"}, err
+	}
 	client, err := o.cfg.Clients(w.item.Ref.Cluster, w.by)
 	if err != nil {
 		return noClient(w, err)
@@ -106,9 +127,9 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 	nodes := nodeClient{rest: client.CoreV1().RESTClient(), name: w.item.Ref.Name}
 	var (
 		outages int
-		open    bool  // a patch was sent and its answer never came
-		intent  bool  // on record
-		last    error // of the last try
+		open    bool    // a patch was sent and its answer never came
+		intent  *change // on record
+		last    error   // of the last try
 	)
 	for try := range maxTries {
 		if try > 0 {
@@ -134,7 +155,10 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 			}, nil
 		}
 		d := decide(*w, n)
-		if d.change == nil {
+		switch {
+		case d.change == nil && d.result.State == fleet.ItemFailed:
+			return d.result, fmt.Errorf("%s of %s: %w: %s", w.op.Action, w.item.Ref, fleet.ErrConflict, d.result.Message)
+		case d.change == nil:
 			return d.result, nil
 		}
 		if w.readOnly {
@@ -142,16 +166,17 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 				State: fleet.ItemCancelled, Code: fleet.CodeCancelled, Message: "the batch ended before this node was changed",
 			}, nil
 		}
-		if !intent {
+		// What was found may be something else after a conflict. The record is what a revert goes by after a crash.
+		if intent == nil || !reflect.DeepEqual(intent.edits, d.change.edits) {
 			if err := o.intend(ctx, w, d.change); err != nil {
 				return fleet.ItemResult{}, err
 			}
-			intent = true
+			intent = d.change
 		}
 		patched, err := nodes.patch(ctx, n, d.change)
 		if err == nil {
 			o.cfg.Observe(w.item.Ref.Cluster, patched)
-			d.result.Changed = true
+			d.result.Changed, d.result.Edits = true, d.change.edits
 			return d.result, nil
 		}
 		last = err
@@ -172,7 +197,7 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 		case passing(err, &outages):
 			if !errors.Is(err, fleet.ErrTooMany) {
 				// The server may have done it before the connection broke.
-				open, w.intended = true, w.at
+				open, w.intended, w.recorded = true, w.at, d.change.edits
 			}
 		default:
 			return failure(w, err, errors.Is(err, fleet.ErrUnavailable) && !errors.Is(err, kube.ErrCredentials))
@@ -209,23 +234,45 @@ func await(ctx context.Context, last error) error {
 	}
 }
 
-// intent finds when an earlier attempt of the same batch recorded that it was going to write to the node.
-func (o *Ops) intent(ctx context.Context, w work) (time.Time, error) {
+// intention is the detail of an intent in the record.
+type intention struct {
+	Before any          `json:"before,omitempty"`
+	After  any          `json:"after,omitempty"`
+	Edits  []fleet.Edit `json:"edits,omitempty"`
+}
+
+// intent finds when an earlier attempt of the same batch recorded that it was going to write to the node, and what the
+// last one was going to change.
+func (o *Ops) intent(ctx context.Context, w work) (time.Time, []fleet.Edit, error) {
 	rctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
 	entries, err := o.cfg.Record.Entries(rctx, fleet.AuditFilter{
 		Cluster: w.item.Ref.Cluster, Node: w.item.Ref.Name, Action: string(w.op.Action), Since: w.item.StartedAt, Limit: 1000,
 	})
 	if err != nil {
-		return time.Time{}, fmt.Errorf("reading the intents for %s: %w: %w", w.item.Ref, fleet.ErrNotRecorded, err)
+		return time.Time{}, nil, fmt.Errorf("reading the intents for %s: %w: %w", w.item.Ref, fleet.ErrNotRecorded, err)
 	}
-	var first time.Time
+	var (
+		first time.Time
+		last  *intention
+	)
 	for _, e := range entries { // newest first
-		if e.Batch == w.batch && e.Phase == "intent" {
-			first = e.At
+		if e.Batch != w.batch || e.Phase != "intent" {
+			continue
+		}
+		first = e.At
+		if last == nil {
+			last = &intention{}
+			if err := json.Unmarshal([]byte(e.Detail), last); err != nil {
+				// Not one of ours, or cut short: that it was meant is known all the same.
+				o.log.WarnContext(ctx, "reading an intent", keyBatch, w.batch, keyNode, w.item.Ref.String(), keyErr, err)
+			}
 		}
 	}
-	return first, nil
+	if last == nil {
+		return first, nil, nil
+	}
+	return first, last.Edits, nil
 }
 
 // intend records what is going to be written. It is the condition for writing.
@@ -234,10 +281,7 @@ func (o *Ops) intend(ctx context.Context, w *work, c *change) error {
 	defer cancel()
 	e := entry(w.by, w.batch, w.op, w.item.Ref, "intent")
 	e.NodeUID = w.item.UID
-	detail, err := json.Marshal(struct {
-		Before any `json:"before"`
-		After  any `json:"after"`
-	}{c.before, c.after})
+	detail, err := json.Marshal(intention{Before: c.before, After: c.after, Edits: c.edits})
 	if err != nil {
 		return fmt.Errorf("describing a change of %s: %w", w.item.Ref, err)
 	}

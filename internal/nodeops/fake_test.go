@@ -92,24 +92,25 @@ func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 	if meta["uid"] != string(a.node.UID) {
 		return fails(apierrors.NewInvalid(schema.GroupKind{Kind: "Node"}, "n1", nil))
 	}
-	if meta["resourceVersion"] != a.node.ResourceVersion {
+	if rv, pinned := meta["resourceVersion"]; pinned && rv != a.node.ResourceVersion {
 		return fails(apierrors.NewConflict(res, "n1", errors.New("the object has been modified")))
 	}
-	if notes, ok := meta["annotations"].(map[string]any); ok {
-		a.node.Annotations = maps.Clone(a.node.Annotations)
-		if a.node.Annotations == nil {
-			a.node.Annotations = make(map[string]string)
+	a.node.Annotations = merged(a.node.Annotations, meta["annotations"])
+	a.node.Labels = merged(a.node.Labels, meta["labels"])
+	if spec, ok := a.patches[n]["spec"].(map[string]any); ok {
+		if v, named := spec["unschedulable"]; named {
+			a.node.Spec.Unschedulable = v == true
 		}
-		for k, v := range notes {
-			if v == nil {
-				delete(a.node.Annotations, k)
-			} else {
-				a.node.Annotations[k] = v.(string)
+		if list, named := spec["taints"]; named {
+			raw, err := json.Marshal(list)
+			if err != nil {
+				return nil, err
+			}
+			a.node.Spec.Taints = nil
+			if err := json.Unmarshal(raw, &a.node.Spec.Taints); err != nil {
+				return nil, err
 			}
 		}
-	}
-	if spec, ok := a.patches[n]["spec"].(map[string]any); ok {
-		a.node.Spec.Unschedulable = spec["unschedulable"] == true
 	}
 	a.touch()
 	a.landed++
@@ -119,6 +120,26 @@ func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	return answer(http.StatusOK, a.node)
+}
+
+// merged is a map after a merge patch of it.
+func merged(have map[string]string, patch any) map[string]string {
+	values, ok := patch.(map[string]any)
+	if !ok {
+		return have
+	}
+	out := maps.Clone(have)
+	if out == nil {
+		out = make(map[string]string)
+	}
+	for k, v := range values {
+		if v == nil {
+			delete(out, k)
+		} else {
+			out[k] = v.(string)
+		}
+	}
+	return out
 }
 
 // touch is what any writer does to a node.

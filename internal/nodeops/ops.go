@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/kube-node-manager/kube-node-manager/internal/drain"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 )
 
 const (
@@ -40,107 +42,126 @@ type Authority interface {
 	Caller(ctx context.Context, userID string) (fleet.Caller, error)
 }
 
-// Config is what the verbs need; every field is required.
+// Templates finds what an operation applies. ErrNotFound; version 0 is the newest.
+type Templates interface {
+	Template(ctx context.Context, id string, version int) (fleet.Template, error)
+}
+
+// Batches finds what an operation takes back. ErrNotFound.
+type Batches interface {
+	Batch(ctx context.Context, id string, after int64) (fleet.Batch, []fleet.Item, error)
+}
+
+// nothing is where there are no templates and no batches to look up.
+type nothing struct{}
+
+func (nothing) Template(context.Context, string, int) (fleet.Template, error) {
+	return fleet.Template{}, fleet.ErrNotFound
+}
+
+func (nothing) Batch(context.Context, string, int64) (fleet.Batch, []fleet.Item, error) {
+	return fleet.Batch{}, nil, fleet.ErrNotFound
+}
+
+// Config is what the verbs need. Fields without a remark are required.
 type Config struct {
 	Clients   Clients
 	Record    Record
 	Authority Authority
+	Templates Templates                            // nil: there are none
+	Batches   Batches                              // nil: there are none
 	Observe   func(cluster string, n *corev1.Node) // shown the answer to each write; must not block
 	Logger    *slog.Logger
+
+	// Installation is part of who holds the lease of a node: another installation is somebody else.
+	Installation string
+	// LeaseNamespace is where those leases are, in each cluster. Without the namespace, or the right to it, there are none.
+	LeaseNamespace string
+	// Self is the pod that this process runs in, empty outside of a cluster: it is evicted last.
+	Self types.NamespacedName
 }
 
 // Ops acts on nodes. It may be used by many goroutines.
 type Ops struct {
 	cfg Config
 	log *slog.Logger
+
+	mu    sync.Mutex // guards gates
+	gates map[string]*drain.Gate
 }
 
 // New returns the verbs.
 func New(cfg Config) *Ops {
-	return &Ops{cfg: cfg, log: cfg.Logger}
+	if cfg.Templates == nil {
+		cfg.Templates = nothing{}
+	}
+	if cfg.Batches == nil {
+		cfg.Batches = nothing{}
+	}
+	return &Ops{cfg: cfg, log: cfg.Logger, gates: make(map[string]*drain.Gate)}
 }
 
 // The keys of log records.
 const (
-	keyNode  = "node"
-	keyBatch = "batch"
-	keyOp    = "op"
-	keyUser  = "user"
-	keyErr   = "err"
+	keyNode    = "node"
+	keyCluster = "cluster"
+	keyBatch   = "batch"
+	keyOp      = "op"
+	keyUser    = "user"
+	keyErr     = "err"
 )
 
 // Authorize tells whether a person may do an operation to all of some nodes. A refusal goes on record.
 func (o *Ops) Authorize(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) error {
-	perm, ok := op.Action.Permission()
-	if !ok || verbs[op.Action] == nil {
-		return fleet.Invalid("action", "%q is not one of cordon, uncordon", op.Action)
+	return o.authorize(ctx, by, op, nil, refs)
+}
+
+// authorize is Authorize for an operation that is known to take something back.
+func (o *Ops) authorize(ctx context.Context, by fleet.Caller, op fleet.Operation, undo []fleet.Edit, refs []fleet.NodeRef) error {
+	if _, ok := op.Action.Permission(); !ok {
+		return fleet.Invalid("action", "%q is not one of %s", op.Action, names(fleet.Actions()))
 	}
+	need := marks.Needs(op, undo)
 	asked := make(map[string]bool)
 	for _, ref := range refs {
 		if asked[ref.Cluster] {
 			continue
 		}
 		asked[ref.Cluster] = true
-		if by.May(perm, ref.Cluster) {
-			continue
+		if perm, ok := lacks(by, need, ref.Cluster); ok {
+			o.denied(ctx, by, "", op, ref, fmt.Sprintf("the role %q does not have %s", by.Role, perm))
+			return fmt.Errorf("%s in cluster %s needs %s: %w", op.Action, ref.Cluster, perm, fleet.ErrForbidden)
 		}
-		err := fmt.Errorf("%s in cluster %s: %w", op.Action, ref.Cluster, fleet.ErrForbidden)
-		o.denied(ctx, by, "", op, ref, fmt.Sprintf("the role %q does not have %s", by.Role, perm))
-		return err
 	}
 	return nil
 }
 
-// Prepare authorizes an operation, checks its fields and completes it. See batch.Authorizer for the contract.
-func (o *Ops) Prepare(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) (fleet.Operation, error) {
-	if err := o.Authorize(ctx, by, op, refs); err != nil {
-		return op, err
-	}
-	if err := checkFields(op); err != nil {
-		return op, err
-	}
-	if op.Action == fleet.ActionUncordon && op.Foreign == "" {
-		op.Foreign = fleet.ForeignSkip
-	}
-	return op, nil
-}
-
-// checkFields checks the action's own fields.
-func checkFields(op fleet.Operation) error {
-	switch {
-	case !utf8.ValidString(op.Reason):
-		return fleet.Invalid("reason", "is not valid UTF-8")
-	case utf8.RuneCountInString(op.Reason) > maxReason:
-		return fleet.Invalid("reason", "is longer than %d characters", maxReason)
-	}
-	for _, r := range op.Reason {
-		// Beside C0 and C1: what turns the direction of the text around it, and line breaks of Unicode's own.
-		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029' {
-			return fleet.Invalid("reason", "holds the control character %U", r)
+// lacks is the first permission that the person does not have.
+func lacks(by fleet.Caller, need []fleet.Permission, cluster string) (fleet.Permission, bool) {
+	for _, p := range need {
+		if !by.May(p, cluster) {
+			return p, true
 		}
 	}
-	switch {
-	case op.Foreign != "" && op.Action != fleet.ActionUncordon:
-		return fleet.Invalid("foreign", "is a field of uncordon only")
-	case op.Foreign != "" && op.Foreign != fleet.ForeignSkip && op.Foreign != fleet.ForeignInclude:
-		return fleet.Invalid("foreign", "%q is not one of skip, include", op.Foreign)
-	}
-	return nil
+	return "", false
 }
 
 // authority reads anew what the person behind a batch may do: somebody who was demoted or disabled after the start
 // changes nothing more.
 func (o *Ops) authority(ctx context.Context, by fleet.Caller, batch string, it fleet.Item, op fleet.Operation) (fleet.Caller, error) {
-	perm, ok := op.Action.Permission()
-	if !ok {
+	if _, ok := op.Action.Permission(); !ok {
 		return by, fleet.Invalid("action", "%q is not known", op.Action)
 	}
+	perm, lacking := fleet.Permission(""), false
 	actx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
 	now, err := o.cfg.Authority.Caller(actx, by.UserID)
+	if err == nil {
+		perm, lacking = lacks(now, marks.Needs(op, it.Undo), it.Ref.Cluster)
+	}
 	var why string
 	switch {
-	case err == nil && now.May(perm, it.Ref.Cluster):
+	case err == nil && !lacking:
 		now.Session, now.Via, now.Addr = by.Session, by.Via, by.Addr // still that person's act, from where it was asked for
 		return now, nil
 	case err == nil:

@@ -125,6 +125,10 @@ func TestDecisions(t *testing.T) {
 				t.Error("skipped without a reason")
 			}
 			got.Message = ""
+			if got.Changed && got.Code != fleet.CodeUndone && !tt.intended && len(got.Edits) == 0 {
+				t.Error("changed, and nobody can take it back")
+			}
+			got.Edits = nil
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("result (-want +got):\n%s", diff)
 			}
@@ -690,6 +694,53 @@ func TestAuthorize_NamesTheField(t *testing.T) {
 		{fleet.Operation{Action: fleet.ActionCordon, Reason: "a\xffb"}, "reason", "UTF-8"},
 		{fleet.Operation{Action: fleet.ActionCordon, Foreign: fleet.ForeignSkip}, "foreign", "uncordon"},
 		{fleet.Operation{Action: fleet.ActionUncordon, Foreign: "all"}, "foreign", `"all"`},
+	} {
+		_, err := r.ops.Prepare(t.Context(), ada, tt.op, []fleet.NodeRef{n1})
+		fe, ok := errors.AsType[*fleet.FieldError](err)
+		if !ok || fe.Field != tt.field || !strings.Contains(fe.Message, tt.part) {
+			t.Errorf("%+v: %v, want %s to name %s", tt.op, err, tt.field, tt.part)
+		}
+	}
+	for _, tt := range []struct {
+		op    fleet.Operation
+		field string
+		part  string
+	}{
+		{fleet.Operation{Action: fleet.ActionCordon, Drain: &fleet.DrainOptions{}}, "drain", "drain"},
+		{fleet.Operation{Action: fleet.ActionCordon, Labels: []string{"a=b"}}, "labels", "labels"},
+		{fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"a=b"}, Taints: []string{"a:NoSchedule"}}, "taints", "taints"},
+		{fleet.Operation{Action: fleet.ActionCopy, Source: &n1, Taints: []string{"a:NoSchedule"}}, "taints", "taints"},
+		{fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"a:NoSchedule"}, AllowProtected: true}, "allow_protected", "labels"},
+		{fleet.Operation{Action: fleet.ActionDrain, Mode: fleet.EditAdd}, "mode", "copy-taints"},
+		{fleet.Operation{Action: fleet.ActionDrain, OnConflict: fleet.ConflictFail}, "on_conflict", "apply-template"},
+		{fleet.Operation{Action: fleet.ActionTaints, Source: &n1}, "source", "copy-taints"},
+		{fleet.Operation{Action: fleet.ActionTaints, Template: &fleet.TemplateUse{}}, "template", "apply-template"},
+		{fleet.Operation{Action: fleet.ActionCordon, Revert: "b0"}, "batch", "revert"},
+		{fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"a=b"}, Mode: "merge"}, "mode", `"merge"`},
+		{fleet.Operation{Action: fleet.ActionCopy, Source: &n1, Mode: "add"}, "mode", `"add"`},
+		{fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"a=b"}, OnConflict: "ask"}, "on_conflict", `"ask"`},
+		{fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"a=b"}, Mode: "replace", OnConflict: "fail"}, "on_conflict", "replace"},
+		{fleet.Operation{Action: fleet.ActionLabels}, "labels", "at least one"},
+		{fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"\t", ""}}, "labels", "at least one"},
+		{fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"a=b=c"}}, "labels", `"a=b=c"`},
+		{fleet.Operation{Action: fleet.ActionTaints}, "taints", "at least one"},
+		{fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"a"}}, "taints", `"a"`},
+		{fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"a-"}, Mode: "replace"}, "taints", `"a-"`},
+		{fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"node.kubernetes.io/unschedulable-"}}, "taints", "uncordon"},
+		{fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"node.kubernetes.io/not-ready:NoSchedule"}}, "taints", "not-ready"},
+		{fleet.Operation{Action: fleet.ActionCopy}, "source", "must name"},
+		{fleet.Operation{Action: fleet.ActionCopy, Source: &fleet.NodeRef{Cluster: "prod", Name: "../x"}}, "source", "name of a node"},
+		{fleet.Operation{Action: fleet.ActionCopy, Source: &fleet.NodeRef{Cluster: "none", Name: "n1"}}, "source", "none"},
+		{fleet.Operation{Action: fleet.ActionCopy, Source: &fleet.NodeRef{Cluster: "prod", Name: "n2"}}, "source", "no node n2"},
+		{fleet.Operation{Action: fleet.ActionCopy, Source: &n1}, "source", "no taints to copy"},
+		{fleet.Operation{Action: fleet.ActionTemplate}, "template", "must name"},
+		{fleet.Operation{Action: fleet.ActionTemplate, Template: &fleet.TemplateUse{ID: "t0"}}, "template", "no such"},
+		{fleet.Operation{Action: fleet.ActionRevert}, "batch", "must name"},
+		{fleet.Operation{Action: fleet.ActionRevert, Revert: "b0"}, "batch", `"b0"`},
+		{fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{GracePeriodSeconds: -2}}, "grace_period_seconds", "-2"},
+		{fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{TimeoutSeconds: 86401}}, "timeout_seconds", "86401"},
+		{fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{SkipStuckSeconds: -1}}, "skip_wait_for_delete_timeout", "-1"},
+		{fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{PodSelector: "a in ("}}, "pod_selector", ""},
 	} {
 		_, err := r.ops.Prepare(t.Context(), ada, tt.op, []fleet.NodeRef{n1})
 		fe, ok := errors.AsType[*fleet.FieldError](err)

@@ -61,13 +61,11 @@ func (s *Store) AppendEntry(ctx context.Context, e fleet.Entry) (fleet.Entry, er
 // record says of it are written together or not at all. A zero At becomes now. Texts lose what PostgreSQL cannot keep
 // (NUL, bytes that are not UTF-8) and what is longer than 4 KiB.
 func (t *Tx) AppendEntry(e fleet.Entry) (fleet.Entry, error) {
-	// Taking the number is an update, so that the row lock makes concurrent writers of PostgreSQL take turns as well.
-	var head struct {
-		Seq  int64  `db:"seq"`
-		Hash string `db:"hash"`
-	}
-	if err := t.Get(&head, `UPDATE audit_head SET seq = seq + 1 WHERE id = 1 RETURNING seq, hash`); err != nil {
-		return e, fmt.Errorf("numbering an audit entry: %w", err)
+	if !t.record.known {
+		if err := t.Get(t.record, `SELECT seq, hash FROM audit_head WHERE id = 1`); err != nil {
+			return e, fmt.Errorf("numbering an audit entry: %w", err)
+		}
+		t.record.known = true
 	}
 	if e.At.IsZero() {
 		e.At = time.Now()
@@ -79,16 +77,14 @@ func (t *Tx) AppendEntry(e fleet.Entry) (fleet.Entry, error) {
 	} {
 		*text = storable(*text)
 	}
-	e.Seq, e.Prev = head.Seq, head.Hash
+	e.Seq, e.Prev = t.record.Seq+1, t.record.Hash
 	e.Hash = e.Sum()
 	if _, err := t.Exec(`INSERT INTO audit (`+entryColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		e.Seq, micros(e.At), e.Actor, e.Via, e.Session, e.Addr, e.Action, e.Phase, e.Cluster, e.Node, e.NodeUID, e.Batch,
 		e.Outcome, e.Reason, e.Detail, e.Prev, e.Hash); err != nil {
 		return e, fmt.Errorf("writing audit entry %d: %w", e.Seq, err)
 	}
-	if _, err := t.Exec(`UPDATE audit_head SET hash = ? WHERE id = 1`, e.Hash); err != nil {
-		return e, fmt.Errorf("writing audit entry %d: %w", e.Seq, err)
-	}
+	t.record.Seq, t.record.Hash, t.record.moved = e.Seq, e.Hash, true
 	return e, nil
 }
 

@@ -22,6 +22,11 @@ func TestIdentities(t *testing.T) {
 	both(t, func(t *testing.T, fresh place) { storetest.RunIdentities(t, twoHandles(fresh)) })
 }
 
+func TestTemplates(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, fresh place) { storetest.RunTemplates(t, twoHandles(fresh)) })
+}
+
 // twoHandles are what two processes have of one database.
 func twoHandles(fresh place) storetest.Open {
 	return func(t *testing.T) (one, two *store.Store) {

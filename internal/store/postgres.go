@@ -128,8 +128,8 @@ func (e *postgresEngine) migrate(ctx context.Context, pc pgx.ConnConfig, log *sl
 }
 
 // begin implements engine.
-func (e *postgresEngine) begin(ctx context.Context, conn *sqlx.Conn, limit time.Duration) (_ *sqlx.Tx, now time.Time, err error) {
-	tx, err := conn.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+func (e *postgresEngine) begin(ctx, life context.Context, conn *sqlx.Conn, limit time.Duration) (_ *sqlx.Tx, now time.Time, err error) {
+	tx, err := conn.BeginTxx(life, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return nil, now, err
 	}
@@ -141,6 +141,25 @@ func (e *postgresEngine) begin(ctx context.Context, conn *sqlx.Conn, limit time.
 		return nil, now, err
 	}
 	return tx, moment(us), nil
+}
+
+// savepoint implements engine. It asks once for all there is to ask, which database/sql has no words for.
+func (*postgresEngine) savepoint(ctx context.Context, conn *sqlx.Conn, _ *sqlx.Tx, more bool) (now time.Time, err error) {
+	var us int64
+	batch := &pgx.Batch{}
+	if more {
+		batch.Queue(`RELEASE SAVEPOINT part`)
+	}
+	batch.Queue(`SAVEPOINT part`)
+	batch.Queue(`SELECT ` + clock).QueryRow(func(row pgx.Row) error { return row.Scan(&us) })
+	err = conn.Raw(func(driver any) error {
+		c, ok := driver.(*stdlib.Conn)
+		if !ok {
+			return fmt.Errorf("the connection is a %T", driver)
+		}
+		return c.Conn().SendBatch(ctx, batch).Close()
+	})
+	return moment(us), err
 }
 
 // snapshot implements engine.

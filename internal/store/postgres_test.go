@@ -59,6 +59,34 @@ var children = map[string]func(url string) error{
 			return err
 		})
 	},
+	// appends writes from many goroutines, and says what it was told is written.
+	"appends": func(place string) error {
+		cfg := store.Config{URL: place, Timeout: patience}
+		if filepath.IsAbs(place) {
+			cfg = store.Config{Dir: place, Timeout: patience}
+		}
+		s, err := store.Open(context.Background(), cfg)
+		if err != nil {
+			return err
+		}
+		var out sync.Mutex // guards the lines
+		errs := make(chan error)
+		for w := range 10 {
+			go func() {
+				for i := 0; ; i++ {
+					id := fmt.Sprintf("%d-%d", w, i)
+					if _, err := s.AppendEntry(context.Background(), fleet.Entry{Action: "x", Detail: id}); err != nil {
+						errs <- err
+						return
+					}
+					out.Lock()
+					fmt.Println(id)
+					out.Unlock()
+				}
+			}()
+		}
+		return <-errs
+	},
 	// closes has a call in flight to a server that has become silent, and must leave nothing behind.
 	"closes": func(url string) error {
 		s, err := store.Open(context.Background(), store.Config{URL: url})

@@ -101,11 +101,12 @@ func privateFile(path string) error {
 }
 
 // openSQLite opens lazily. The write-ahead log lets readers and the one writer work side by side; synchronous=FULL
-// makes a committed intent survive a loss of power, which NORMAL does not promise.
+// makes a committed intent survive a loss of power, which NORMAL does not promise. Nothing that is needed only to undo
+// something goes to a file outside the directory: there may be no place for it, and it would be for others to read.
 func openSQLite(path string, busy time.Duration, extra string) (*sqlx.DB, error) {
 	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String() + "?" + strings.Join([]string{
 		fmt.Sprintf("_pragma=busy_timeout(%d)", busy.Milliseconds()), "_pragma=journal_mode(WAL)", "_pragma=synchronous(FULL)",
-		"_pragma=foreign_keys(1)", "_pragma=secure_delete(1)", extra,
+		"_pragma=foreign_keys(1)", "_pragma=secure_delete(1)", "_pragma=temp_store(memory)", extra,
 	}, "&")
 	db, err := sqlx.Open("sqlite", dsn)
 	if err != nil {
@@ -118,7 +119,7 @@ func openSQLite(path string, busy time.Duration, extra string) (*sqlx.DB, error)
 
 // begin takes the write lock, which is where another process can stand in the way: once begun, nothing can. Whoever
 // holds the only connection that writes is the one of this process who may wait at the turnstile.
-func (e *sqliteEngine) begin(ctx context.Context, conn *sqlx.Conn, _ time.Duration) (tx *sqlx.Tx, now time.Time, err error) {
+func (e *sqliteEngine) begin(ctx, life context.Context, conn *sqlx.Conn, _ time.Duration) (tx *sqlx.Tx, now time.Time, err error) {
 	leave, err := e.turns.enter(ctx)
 	if err != nil {
 		return nil, now, err
@@ -126,10 +127,20 @@ func (e *sqliteEngine) begin(ctx context.Context, conn *sqlx.Conn, _ time.Durati
 	defer func() { err = errors.Join(err, leave()) }()
 	err = again(ctx, func() (bool, error) {
 		var err error
-		tx, err = conn.BeginTxx(ctx, nil)
+		tx, err = conn.BeginTxx(life, nil)
 		return busy(err), err
 	})
 	return tx, time.Now(), err
+}
+
+// savepoint implements engine. One is open at a time: what they keep for undoing is in memory.
+func (*sqliteEngine) savepoint(ctx context.Context, _ *sqlx.Conn, tx *sqlx.Tx, more bool) (time.Time, error) {
+	query := `SAVEPOINT part`
+	if more {
+		query = `RELEASE SAVEPOINT part; SAVEPOINT part`
+	}
+	_, err := tx.ExecContext(ctx, query)
+	return time.Now(), err
 }
 
 // snapshot implements engine: a transaction of SQLite reads one state from its first statement on.

@@ -30,12 +30,16 @@ type Config struct {
 	Timeout time.Duration
 	// Logger is told about migrations; nil discards.
 	Logger *slog.Logger
+	// Committed is told after each transaction how many calls it was for; it must not block. Nil: nobody.
+	Committed func(calls int)
 }
 
 // Store is the database. Make one with Open and end it with Close.
 type Store struct {
 	engine  engine
-	write   *sqlx.DB // one connection: writers queue here, under their context, and not inside the engine
+	write   *sqlx.DB // one connection, of whoever has the turn
+	turns   turns
+	told    func(calls int)
 	read    *sqlx.DB
 	timeout time.Duration
 	id      string
@@ -46,8 +50,12 @@ type engine interface {
 	// open migrates the database and opens the connections for writing and reading.
 	open(ctx context.Context, s *Store, cfg Config) error
 	// begin starts a transaction that writes, and says what time it is by the clock that leases are measured by. Once
-	// begun, nobody else's begins: not here and not in another process. The transaction ends within limit.
-	begin(ctx context.Context, conn *sqlx.Conn, limit time.Duration) (*sqlx.Tx, time.Time, error)
+	// begun, nobody else's begins: not here and not in another process. It waits for that until ctx ends; the transaction
+	// lasts until life does, and while it does nothing for as long as limit.
+	begin(ctx, life context.Context, conn *sqlx.Conn, limit time.Duration) (*sqlx.Tx, time.Time, error)
+	// savepoint begins another part of a transaction, and says what time it is by the same clock. More tells that there
+	// was one before.
+	savepoint(ctx context.Context, conn *sqlx.Conn, tx *sqlx.Tx, more bool) (time.Time, error)
 	// snapshot are the options of a transaction that reads one state of the database.
 	snapshot() *sql.TxOptions
 	// now is the clock that leases are measured by.
@@ -65,8 +73,11 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Committed == nil {
+		cfg.Committed = func(int) {}
+	}
 	// Opening waits for other processes as long as its migrations do, however impatient the calls after it are.
-	s := &Store{timeout: max(cfg.Timeout, openLimit), engine: &sqliteEngine{}}
+	s := &Store{timeout: max(cfg.Timeout, openLimit), engine: &sqliteEngine{}, told: cfg.Committed}
 	if cfg.URL != "" {
 		s.engine = &postgresEngine{}
 	}
@@ -116,66 +127,96 @@ func (s *Store) installation(ctx context.Context) (id string, err error) {
 	return id, err
 }
 
-// Tx is one transaction that writes. Its statements run under the transaction's own context and deadline. It belongs to
-// the function it was given to and must not be used after that returned.
+// Tx is one call's part of a transaction that writes. It belongs to the function it was given to and must not be used
+// after that returned.
 type Tx struct {
-	ctx context.Context //nolint:containedctx // a statement of a transaction can have no other context than the transaction
-	tx  *sqlx.Tx
-	now time.Time // when it began to write, by the clock that leases are measured by
+	ctx    context.Context //nolint:containedctx // a statement of a transaction can have no other context than the transaction
+	tx     *sqlx.Tx
+	now    time.Time  // when it began to write, by the clock that leases are measured by
+	record *recordEnd // shared by all calls of the transaction
+	failed error      // of the first statement that failed
 }
 
-// Tx runs fn in one transaction, which is committed if fn returns nil and rolled back otherwise. Transactions run one
-// after the other, whichever engine, process or replica they are of: what fn reads stays true until it is committed. fn
-// must do nothing but database work.
+// Tx runs fn, and what it wrote is there when Tx returns nil; it is undone if fn returns an error, panics, or a statement
+// of it failed. Calls run one after the other, whichever engine, process or replica they are of, and in the order of
+// asking: what fn reads stays true until it is committed. fn must do nothing but database work.
+//
+// Calls that wait at the same time share one transaction, and one wait for the disk: each sees what those before it
+// wrote, and what a call did that failed is undone alone. None of them returns before the transaction is committed. If
+// that fails, it fails for all of them.
+//
+// Who waits for the turn leaves with the context. Once fn has begun, an end of the context cuts its statements short
+// only while nobody else has a part in the transaction. A call that is cancelled then is told what became of it all the
+// same. One whose deadline passes gets ErrUnavailable, a second later at most if the database is silent, and what it wrote
+// may be there or not.
 func (s *Store) Tx(ctx context.Context, fn func(*Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	// The first statements of a new connection to SQLite meet the lock of other processes too.
-	var conn *sqlx.Conn
-	err := again(ctx, func() (bool, error) {
-		var err error
-		conn, err = s.write.Connx(ctx)
-		return busy(err), err
-	})
+	g, err := s.turns.wait(ctx)
 	if err != nil {
-		return kind("beginning a transaction", err)
+		return kind("waiting to write", err)
 	}
-	defer func() {
-		_ = conn.Close() // gives it back; a connection that went bad has said so before
-	}()
-	tx, now, err := s.engine.begin(ctx, conn, s.timeout)
-	if err != nil {
-		return kind("beginning a transaction", err)
+	if err := ctx.Err(); err != nil { // the turn came as the time was up
+		s.handOn(ctx, g)
+		return kind("waiting to write", err)
 	}
-	defer func() {
-		// After a commit this says that the transaction is done; after anything else the rollback is what is wanted, and
-		// the reason for it is already on its way to the caller.
-		_ = tx.Rollback()
-	}()
-	if err := fn(&Tx{ctx: ctx, tx: tx, now: now}); err != nil {
-		return err
+	if g == nil {
+		if g, err = s.begin(ctx); err != nil {
+			s.handOn(ctx, nil)
+			return err
+		}
 	}
-	return kind("committing a transaction", tx.Commit())
+	return g.outcome(ctx, s.part(ctx, g, fn))
+}
+
+// part runs fn in the transaction and hands on, whatever fn does.
+func (s *Store) part(ctx context.Context, g *group, fn func(*Tx) error) error {
+	defer s.handOn(ctx, g)
+	return g.run(ctx, fn)
+}
+
+// handOn gives the transaction to the next call that waits, or ends it and gives the turn alone.
+func (s *Store) handOn(ctx context.Context, g *group) {
+	if g != nil {
+		if g.open() && s.turns.pass(g) {
+			return
+		}
+		if g.end(ctx) {
+			s.told(g.calls)
+		}
+	}
+	s.turns.pass(nil)
 }
 
 // Exec runs a statement written with question marks and tells how many rows it changed.
 func (t *Tx) Exec(query string, args ...any) (rows int64, err error) {
 	res, err := t.tx.ExecContext(t.ctx, t.tx.Rebind(query), args...)
 	if err != nil {
-		return 0, kind("writing", err)
+		return 0, t.fail("writing", err)
 	}
 	rows, err = res.RowsAffected()
-	return rows, kind("writing", err)
+	return rows, t.fail("writing", err)
 }
 
 // Get reads one row into dest, ErrNotFound if there is none.
 func (t *Tx) Get(dest any, query string, args ...any) error {
-	return kind("reading", t.tx.GetContext(t.ctx, dest, t.tx.Rebind(query), args...))
+	return t.fail("reading", t.tx.GetContext(t.ctx, dest, t.tx.Rebind(query), args...))
 }
 
 // Select reads rows into dest, a pointer to a slice.
 func (t *Tx) Select(dest any, query string, args ...any) error {
-	return kind("reading", t.tx.SelectContext(t.ctx, dest, t.tx.Rebind(query), args...))
+	return t.fail("reading", t.tx.SelectContext(t.ctx, dest, t.tx.Rebind(query), args...))
+}
+
+// fail gives an error its kind, and notes that nothing of what was done can be kept. That there is no such row is an
+// answer.
+func (t *Tx) fail(doing string, err error) error {
+	failed := err != nil && !errors.Is(err, sql.ErrNoRows)
+	err = kind(doing, err)
+	if failed && t.failed == nil {
+		t.failed = err
+	}
+	return err
 }
 
 // get reads one row outside a transaction.

@@ -197,11 +197,11 @@ function start() {
 
   // The form sends what the button says: the nodes that its verb applies to, and the choice for foreign cordons with
   // uncordon alone.
-  form.addEventListener('submit', e => { action = e.submitter?.value ?? ''; }, true);
+  document.addEventListener('submit', e => { if (e.target === form) action = e.submitter?.value ?? ''; }, true);
   form.addEventListener('formdata', e => {
     e.formData.delete('nodes');
     e.formData.delete('foreign');
-    e.formData.set('nodes', refs(can[action] ? action : 'cordon').join('\n'));
+    e.formData.set('nodes', (can[action] ? refs(action) : [...chosen.keys()]).join('\n'));
     if (action === 'uncordon' && !choice.disabled) e.formData.set('foreign', choice.value);
   });
 
