@@ -338,7 +338,7 @@ func (r *runner) start() error {
 		if q.idle() && (q.empty() || r.dispatch.Err() != nil) {
 			return nil
 		}
-		if q.canary(now) {
+		if r.dispatch.Err() == nil && q.canary(now) {
 			if err := r.pauseSelf(); err != nil {
 				return err
 			}

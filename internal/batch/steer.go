@@ -27,25 +27,21 @@ func (e *Engine) Events(ctx context.Context, id string, after int64, limit int) 
 
 // Pause implements handlers.Batches.
 func (e *Engine) Pause(ctx context.Context, by fleet.Caller, id string) error {
-	return e.steer(ctx, by, id, "pausing", "batch.pause", func(en fleet.Entry) error {
+	return e.steer(ctx, by, id, "pausing", "batch.pause", func(_ []fleet.Item, en fleet.Entry) error {
 		return e.cfg.Store.PauseBatch(ctx, id, by.Name, en)
 	})
 }
 
 // Resume implements handlers.Batches.
 func (e *Engine) Resume(ctx context.Context, by fleet.Caller, id string) error {
-	return e.steer(ctx, by, id, "resuming", "batch.resume", func(en fleet.Entry) error {
+	return e.steer(ctx, by, id, "resuming", "batch.resume", func(_ []fleet.Item, en fleet.Entry) error {
 		return e.cfg.Store.ResumeBatch(ctx, id, by.Name, en)
 	})
 }
 
 // Skip implements handlers.Batches.
 func (e *Engine) Skip(ctx context.Context, by fleet.Caller, id string, item int) error {
-	return e.steer(ctx, by, id, "leaving out a node of", "batch.skip", func(en fleet.Entry) error {
-		_, items, err := e.cfg.Store.Batch(ctx, id, 0)
-		if err != nil {
-			return err
-		}
+	return e.steer(ctx, by, id, "leaving out a node of", "batch.skip", func(items []fleet.Item, en fleet.Entry) error {
 		for i := range items {
 			if it := &items[i]; it.Seq == item {
 				en.Cluster, en.Node, en.NodeUID = it.Ref.Cluster, it.Ref.Name, it.UID
@@ -57,11 +53,12 @@ func (e *Engine) Skip(ctx context.Context, by fleet.Caller, id string, item int)
 
 // steer has a person change how a batch goes on: who may do it may steer it. The owner hears of it at once if it is this
 // engine, and with the next renewal of its lease if it is another one.
-func (e *Engine) steer(ctx context.Context, by fleet.Caller, id, doing, action string, change func(fleet.Entry) error) error {
-	if _, _, err := e.permitted(ctx, by, id); err != nil {
+func (e *Engine) steer(ctx context.Context, by fleet.Caller, id, doing, action string, change func([]fleet.Item, fleet.Entry) error) error {
+	_, items, err := e.permitted(ctx, by, id)
+	if err != nil {
 		return fmt.Errorf("%s batch %s: %w", doing, id, err)
 	}
-	if err := change(entry(by, id, action, "event")); err != nil {
+	if err := change(items, entry(by, id, action, "event")); err != nil {
 		return fmt.Errorf("%s batch %s: %w", doing, id, err)
 	}
 	if r := e.runner(id); r != nil {

@@ -41,11 +41,11 @@ func (f *fixture) must(err error) {
 // on: each node is drained, no pod is evicted twice, and the log goes on.
 func TestCase50_KilledInTheMiddleOfDrains(t *testing.T) {
 	t.Parallel()
-	const nodes, pods = 5, 3
+	const nodes, pods = 3, 2
 	kill := func(t *testing.T, at int, late bool) (steps int, waited bool) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFixture(t)
-			world := newDrains(pods, 300*time.Millisecond)
+			world := newDrains(pods, 150*time.Millisecond)
 			d := &death{at: at, late: late, dead: make(chan struct{})}
 			first := f.draining(world, func(c *batch.Config) { c.Store = &faulty{Store: f.store, around: d.step} })
 			stop := f.run(first)
@@ -126,22 +126,22 @@ func TestCase50_KilledInTheMiddleOfDrains(t *testing.T) {
 	}
 	var mu sync.Mutex
 	left := 0
-	t.Run("points", func(t *testing.T) {
-		for at := 1; at <= total; at++ {
-			for _, late := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%d/late=%v", at, late), func(t *testing.T) {
-					t.Parallel()
-					if _, waited := kill(t, at, late); waited {
-						mu.Lock()
-						left++
-						mu.Unlock()
-					}
-				})
-			}
+	t.Cleanup(func() { // when all of them are over
+		if left < total/2 {
+			t.Errorf("%d of %d deaths left the batch to a person: this proved little", left, 2*total)
 		}
 	})
-	if left < total/2 {
-		t.Errorf("%d of %d deaths left the batch to a person: this proved little", left, 2*total)
+	for at := 1; at <= total; at++ {
+		for _, late := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d/late=%v", at, late), func(t *testing.T) {
+				t.Parallel()
+				if _, waited := kill(t, at, late); waited {
+					mu.Lock()
+					left++
+					mu.Unlock()
+				}
+			})
+		}
 	}
 }
 
@@ -152,43 +152,44 @@ func TestCase50_KilledInALargeBatch(t *testing.T) {
 		t.Skip("takes long")
 	}
 	const nodes, pods = 200, 2
-	for _, kind := range []string{"acquire", "start", "claim", "progress", "finish", "hold", "renew", "end"} {
-		for _, late := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s/late=%v", kind, late), func(t *testing.T) {
-				t.Parallel()
-				synctest.Test(t, func(t *testing.T) {
-					f := newFixture(t)
-					world := newDrains(pods, time.Second)
-					middle := map[string]int{"claim": nodes / 2, "finish": nodes / 2, "progress": 6, "renew": 2}
-					d := &deathOf{kind: kind, at: max(middle[kind], 1), late: late, dead: make(chan struct{})}
-					first := f.draining(world, func(c *batch.Config) { c.Store = &faulty{Store: f.store, around: d.step} })
-					stop := f.run(first)
-					s := drainSpec(20, names(nodes)...)
-					if kind == "hold" {
-						s.Canary = nodes / 2
+	// Before and after each step is what the small batch has.
+	for kind, late := range map[string]bool{
+		"acquire": true, "start": true, "claim": true, "progress": false, "finish": false, "hold": true, "end": false,
+	} {
+		t.Run(fmt.Sprintf("%s/late=%v", kind, late), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				world := newDrains(pods, time.Second)
+				middle := map[string]int{"claim": nodes / 2, "finish": nodes / 2, "progress": 6}
+				d := &deathOf{kind: kind, at: max(middle[kind], 1), late: late, dead: make(chan struct{})}
+				first := f.draining(world, func(c *batch.Config) { c.Store = &faulty{Store: f.store, around: d.step} })
+				stop := f.run(first)
+				s := drainSpec(40, names(nodes)...)
+				if kind == "hold" {
+					s.Canary = nodes / 2
+				}
+				id := f.submit(first, s)
+				<-d.dead
+				stop()
+				second := f.draining(world)
+				f.run(second)
+				for {
+					b := f.until(id, "at rest", func(b fleet.Batch) bool {
+						return b.State == fleet.BatchInterrupted || b.State == fleet.BatchPaused && b.Counts.Running == 0 || b.State == fleet.BatchDone
+					})
+					if b.State == fleet.BatchDone {
+						break
 					}
-					id := f.submit(first, s)
-					<-d.dead
-					stop()
-					second := f.draining(world)
-					f.run(second)
-					for {
-						b := f.until(id, "at rest", func(b fleet.Batch) bool {
-							return b.State == fleet.BatchInterrupted || b.State == fleet.BatchPaused && b.Counts.Running == 0 || b.State == fleet.BatchDone
-						})
-						if b.State == fleet.BatchDone {
-							break
-						}
-						f.must(second.Resume(t.Context(), ada, id))
-						time.Sleep(time.Second)
-					}
-					b, _ := f.read(id)
-					if b.Counts.Succeeded != nodes || len(world.evictions()) != nodes*pods || len(world.twice()) != 0 {
-						t.Errorf("batch is %+v after %d evictions, twice: %v", b, len(world.evictions()), world.twice())
-					}
-				})
+					f.must(second.Resume(t.Context(), ada, id))
+					time.Sleep(time.Second)
+				}
+				b, _ := f.read(id)
+				if b.Counts.Succeeded != nodes || len(world.evictions()) != nodes*pods || len(world.twice()) != 0 {
+					t.Errorf("batch is %+v after %d evictions, twice: %v", b, len(world.evictions()), world.twice())
+				}
 			})
-		}
+		})
 	}
 }
 
@@ -241,6 +242,34 @@ func TestCase50_CleanRestartGoesOn(t *testing.T) {
 		f.run(f.draining(world))
 		b, items := f.wait(id)
 		if b.Counts.Succeeded != 4 || len(world.twice()) != 0 || len(world.evictions()) != 160 || items[0].Attempt+items[1].Attempt < 3 {
+			t.Errorf("batch is %+v, twice: %v", b, world.twice())
+		}
+	})
+}
+
+// A pause outlives the process: the drains that it holds are held by whoever goes on.
+func TestCase56_PauseOutlivesARestart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		world := newDrains(20, time.Second)
+		first := f.draining(world)
+		stop := f.run(first)
+		id := f.submit(first, drainSpec(2, names(4)...))
+		time.Sleep(5500 * time.Millisecond)
+		f.must(first.Pause(t.Context(), ada, id))
+		time.Sleep(time.Second)
+		before := len(world.evictions())
+		stop()
+		second := f.draining(world)
+		f.run(second)
+		time.Sleep(10 * time.Minute)
+		b, items := f.read(id)
+		if b.State != fleet.BatchPaused || b.Counts.Running != 2 || items[0].Attempt != 2 || len(world.evictions()) != before {
+			t.Errorf("batch is %+v, %d pods were evicted in the pause", b, len(world.evictions())-before)
+		}
+		f.must(second.Resume(t.Context(), ada, id))
+		if b, _ = f.wait(id); b.Counts.Succeeded != 4 || len(world.twice()) != 0 || len(world.evictions()) != 80 {
 			t.Errorf("batch is %+v, twice: %v", b, world.twice())
 		}
 	})
