@@ -30,6 +30,7 @@ build: ## the binary, into bin/
 
 devcluster: ## build the local control plane (minutes the first time, nothing afterwards)
 	@deploy/devcluster/build.sh >/dev/null
+	@deploy/devcluster/kubectl/build.sh >/dev/null
 
 browser: ## install Chromium for the browser tests where it is missing
 	@deploy/install-chromium.sh

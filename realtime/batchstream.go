@@ -324,7 +324,7 @@ func (s *Streamer) batchRow(i itemSeen, lang string) []byte {
 func (s *Streamer) batchMessages(b *batchBoard, batch fleet.Batch, items []itemSeen, before string) []frame {
 	var frames []frame
 	for _, i := range items {
-		data, err := fleet.ItemJSON(i.Item)
+		data, err := fleet.ItemBriefJSON(i.Item)
 		if err != nil {
 			s.log.Error("batch item not encodable", "batch", batch.ID, "node", i.Ref.String(), "err", err)
 			continue
@@ -339,7 +339,7 @@ func (s *Streamer) batchMessages(b *batchBoard, batch fleet.Batch, items []itemS
 }
 
 func (s *Streamer) batchEvent(name string, batch fleet.Batch, items []fleet.Item) frame {
-	data, err := fleet.BatchJSON(batch, items)
+	data, err := fleet.BatchBriefJSON(batch, items)
 	if err != nil {
 		s.log.Error("batch not encodable", "batch", batch.ID, "err", err)
 		data = []byte(`{}`)

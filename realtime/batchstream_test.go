@@ -65,6 +65,14 @@ func (s *batches) finish(seq int, state fleet.ItemState) {
 	}
 }
 
+// tell moves the drain of an item.
+func (s *batches) tell(seq int, p fleet.DrainProgress) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.batch.Version++
+	s.items[seq].State, s.items[seq].Version, s.items[seq].Drain = fleet.ItemRunning, s.batch.Version, &p
+}
+
 func (s *batches) end(o fleet.BatchOutcome) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,6 +168,56 @@ func TestBatch_PageNewerThanTheReader(t *testing.T) {
 	if e := second.want(); e.name != "item" || !strings.Contains(e.data, `"node":"n1"`) {
 		t.Errorf("got %+v, want the one item that the page did not show", e)
 	}
+}
+
+// TestBatch_ProgressOfADrain: a row moves with the progress of its drain, and what is sent for it is bounded however many
+// pods the node has.
+func TestBatch_ProgressOfADrain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ManagerConfig{}, StreamerConfig{BatchPoll: time.Hour}, "a")
+	b.bt.begin("b1", 2)
+	page, api := b.open("/batch?id=b1&since=v1"), b.open("/batch?id=b1&json=1&since=v1")
+	p := &fleet.DrainProgress{State: fleet.DrainEvicting}
+	for i := range 110 {
+		p.Pods = append(p.Pods, fleet.PodProgress{
+			Namespace: "ns", Name: fmt.Sprintf("pod-%d", i), UID: fmt.Sprint(i), State: fleet.PodBlockedByPDB, HTTP: http.StatusTooManyRequests,
+			Message: strings.Repeat("m", 300), Reasons: []fleet.Reason{{ID: "DR-07", Code: "local_data", Detail: strings.Repeat("d", 100)}},
+		})
+	}
+	for evicted := range 3 {
+		p.Evicted = evicted
+		b.bt.tell(1, *p)
+		b.s.BatchChanged("b1")
+		cursor := fmt.Sprint("v", evicted+2)
+		row := page.until("the row", func(e got) bool { return e.id == cursor })
+		if !strings.Contains(row.data, `id="i-1"`) || strings.Contains(row.data, `id="i-0"`) {
+			t.Errorf("the page gets %q", row.data)
+		}
+		item := api.until("the item", func(e got) bool { return e.name == "item" })
+		var got struct {
+			Seq   int
+			Drain struct {
+				Evicted  int
+				Counts   map[string]int `json:"pod_states"`
+				Pods     []fleet.PodProgress
+				Unlisted int `json:"pods_unlisted"`
+			}
+		}
+		if err := json.Unmarshal([]byte(item.data), &got); err != nil || got.Seq != 1 || got.Drain.Evicted != evicted ||
+			got.Drain.Counts["blocked_by_pdb"] != 110 || len(got.Drain.Pods) != 10 || got.Drain.Unlisted != 100 {
+			t.Errorf("got %+v, %v", got, err)
+		}
+		if len(item.data) > 8<<10 {
+			t.Errorf("a message of %d bytes for one node", len(item.data))
+		}
+	}
+	b.bt.end(fleet.OutcomeSucceeded)
+	b.s.BatchChanged("b1")
+	rest := api.ends()
+	if last := rest[len(rest)-1]; last.name != "done" || len(last.data) > 12<<10 {
+		t.Errorf("the end is %s with %d bytes", last.name, len(last.data))
+	}
+	page.ends()
 }
 
 func TestBatch_UnknownIsNotFound(t *testing.T) {

@@ -19,7 +19,7 @@ type queue struct {
 	cluster  map[string]int // in flight
 	zone     map[place]int  // in flight
 	lanes    map[string]*lane
-	begun    int // ever: finished, or in flight
+	begun    int // ever, in this run and before
 	finished int // of those
 }
 
@@ -66,6 +66,7 @@ func newQueue(rollout fleet.Rollout, items []fleet.Item) *queue {
 			}
 			continue
 		case it.State == fleet.ItemRunning:
+			q.begun++
 			q.todo = append(q.todo, i)
 		default:
 			queued = append(queued, i)
@@ -181,12 +182,14 @@ func (q *queue) fits(it *fleet.Item) bool {
 	return true
 }
 
-// start takes an item off the list and into flight.
-func (q *queue) start(i int) {
+// start takes an item off the list and into flight; fresh if it was not begun before.
+func (q *queue) start(i int, fresh bool) {
 	it := &q.items[i]
 	q.drop(i)
 	q.flying++
-	q.begun++
+	if fresh {
+		q.begun++
+	}
 	q.cluster[it.Ref.Cluster]++
 	q.zone[place{it.Ref.Cluster, it.Zone}]++
 	if it.Control {

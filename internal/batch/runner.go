@@ -386,6 +386,7 @@ func (r *runner) start() error {
 			}
 		}
 		it := &r.items[i]
+		fresh := it.State == fleet.ItemQueued
 		claimed, err := r.claim(it)
 		if err != nil {
 			r.halt(err)
@@ -397,7 +398,7 @@ func (r *runner) start() error {
 			}
 			continue
 		}
-		q.start(i)
+		q.start(i, fresh)
 		begun++
 		gap, ready, ticket = nil, false, false
 		workers.Go(func() {

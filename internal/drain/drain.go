@@ -77,6 +77,7 @@ type Job struct {
 	Logger *slog.Logger
 
 	patience time.Duration // of tests, in the place of firstRetry
+	overdue  time.Duration // of tests, in the place of overdueAfter
 }
 
 // Drain empties a node and waits until its pods are gone and its volumes detached. It returns when it is done, when it
@@ -96,6 +97,9 @@ func Drain(ctx context.Context, job Job) (Result, error) {
 	}
 	if job.patience <= 0 {
 		job.patience = firstRetry
+	}
+	if job.overdue <= 0 {
+		job.overdue = overdueAfter
 	}
 	d := newDrain(job)
 	d.prepare(ctx)

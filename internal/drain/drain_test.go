@@ -36,22 +36,31 @@ type bench struct {
 	kube  kube.Cluster
 	gate  *Gate
 	mark  kubetest.Mark
+	meter *meter
 }
 
 func newBench(t *testing.T, change ...func(*rest.Config)) *bench {
 	t.Helper()
-	c := kubetest.Shared(t)
+	return newBenchOn(t, kubetest.Shared(t), change...)
+}
+
+func newBenchOn(t *testing.T, c *kubetest.Cluster, change ...func(*rest.Config)) *bench {
+	t.Helper()
 	cfg := c.REST()
 	for _, f := range change {
 		f(cfg)
 	}
+	m := newMeter()
+	cfg.Wrap(m.wrap)
 	version := kubetest.Name(t, "v")
 	k, err := kube.New(c.Name, cfg, kube.WithVersion(version))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(k.Close)
-	return &bench{t: t, c: c, agent: "kube-node-manager/" + version, kube: k, gate: NewGate(0), mark: c.AuditLog(t).Mark()}
+	b := &bench{t: t, c: c, agent: "kube-node-manager/" + version, kube: k, gate: NewGate(0), mark: c.AuditLog(t).Mark(), meter: m}
+	t.Cleanup(b.witness)
+	return b
 }
 
 // drainage is a drain that runs.
@@ -81,6 +90,7 @@ func (b *bench) start(node *corev1.Node, change ...func(*Job)) *drainage {
 		},
 		Options: Options{Timeout: 2 * time.Minute},
 		Events: func(e fleet.DrainEvent) {
+			b.meter.event(e)
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.events = append(d.events, e)
@@ -95,7 +105,7 @@ func (b *bench) start(node *corev1.Node, change ...func(*Job)) *drainage {
 		defer close(d.done)
 		d.result, d.err = Drain(ctx, job)
 	}()
-	b.t.Cleanup(func() { cancel(); <-d.done })
+	b.t.Cleanup(func() { cancel(); <-d.done; b.noStaleBudgets() })
 	return d
 }
 
@@ -297,8 +307,8 @@ func equal(a, b map[string]string) bool {
 	return true
 }
 
-// TestDrain_BudgetBlocksThenRelaxed is edge cases 1 and 2.
-func TestDrain_BudgetBlocksThenRelaxed(t *testing.T) {
+// TestCase01_02_BudgetBlocksThenScaledUp is edge cases 1 and 2.
+func TestCase01_02_BudgetBlocksThenScaledUp(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -325,8 +335,8 @@ func TestDrain_BudgetBlocksThenRelaxed(t *testing.T) {
 	}
 }
 
-// TestDrain_SeveralBudgets is edge case 3: the server does not say which, and the drain does.
-func TestDrain_SeveralBudgets(t *testing.T) {
+// TestCase03_SeveralBudgets is edge case 3: the server does not say which, and the drain does.
+func TestCase03_SeveralBudgets(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -347,8 +357,8 @@ func TestDrain_SeveralBudgets(t *testing.T) {
 	d.end(fleet.DrainDone, nil)
 }
 
-// TestDrain_Consent is edge cases 23 and 24: nothing is touched.
-func TestDrain_Consent(t *testing.T) {
+// TestCase23_24_ConsentMissing is edge cases 23 and 24: nothing is touched.
+func TestCase23_24_ConsentMissing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -370,9 +380,9 @@ func TestDrain_Consent(t *testing.T) {
 	b.start(node, consenting(fleet.ConsentUnmanaged, fleet.ConsentLocalData)).end(fleet.DrainDone, nil)
 }
 
-// TestDrain_TwinIsNotEvicted is edge cases 9 and 11: the pod of a StatefulSet is made again elsewhere while its eviction
+// TestCase09_11_TwinIsNotEvicted is edge cases 9 and 11: the pod of a StatefulSet is made again elsewhere while its eviction
 // waits.
-func TestDrain_TwinIsNotEvicted(t *testing.T) {
+func TestCase09_11_TwinIsNotEvicted(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -485,9 +495,9 @@ func (b *bench) relax(ns, pdb string) {
 	}
 }
 
-// TestProbe is edge case 10: the server is asked about a pod that may go, one that may not, and one that is another by
+// TestCase10_DryRunChangesNothing is edge case 10: the server is asked about a pod that may go, one that may not, and one that is another by
 // now, and nothing comes of it.
-func TestProbe(t *testing.T) {
+func TestCase10_DryRunChangesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -554,6 +564,9 @@ func (c *canned) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return c.RoundTripper.RoundTrip(r)
 }
+
+// WrappedRoundTripper lets client-go find the transport below.
+func (c *canned) WrappedRoundTripper() http.RoundTripper { return c.RoundTripper }
 
 // text is an answer with a body.
 func text(code int, header, body string) func(*http.Request) (*http.Response, error) {
@@ -641,9 +654,9 @@ func TestDrain_AnswerLost(t *testing.T) {
 	}
 }
 
-// TestDrain_FiveOfFive: a Deployment of 5 of which 4 must be there, on 5 nodes that are drained together, never has
+// TestCase31_FiveOfFive: a Deployment of 5 of which 4 must be there, on 5 nodes that are drained together, never has
 // fewer than 4 that are ready (edge case 31).
-func TestDrain_FiveOfFive(t *testing.T) {
+func TestCase31_FiveOfFive(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -700,8 +713,8 @@ func TestDrain_FiveOfFive(t *testing.T) {
 	}
 }
 
-// TestDrain_Uncordoned is edge case 47.
-func TestDrain_Uncordoned(t *testing.T) {
+// TestCase47_Uncordoned is edge case 47.
+func TestCase47_Uncordoned(t *testing.T) {
 	t.Parallel()
 	b, node, pod := b1(t)
 	d := b.start(node)
@@ -721,8 +734,8 @@ func b1(t *testing.T) (*bench, *corev1.Node, *corev1.Pod) {
 	return b, node, b.podOn(ns, "web", node.Name)
 }
 
-// TestDrain_NodeGone is edge case 38.
-func TestDrain_NodeGone(t *testing.T) {
+// TestCase38_NodeGoneOrReplaced is edge case 38.
+func TestCase38_NodeGoneOrReplaced(t *testing.T) {
 	t.Parallel()
 	b, node, pod := b1(t)
 	d := b.start(node)
@@ -736,8 +749,8 @@ func TestDrain_NodeGone(t *testing.T) {
 	}
 }
 
-// TestDrain_CordonFails is edge case 35: no eviction without a cordon.
-func TestDrain_CordonFails(t *testing.T) {
+// TestCase35_CordonRefused is edge case 35: no eviction without a cordon.
+func TestCase35_CordonRefused(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -751,8 +764,8 @@ func TestDrain_CordonFails(t *testing.T) {
 	}
 }
 
-// TestDrain_NotPermitted is edge case 34: without the right to evict, the node is not cordoned either.
-func TestDrain_NotPermitted(t *testing.T) {
+// TestCase34_MayNotEvict is edge case 34: without the right to evict, the node is not cordoned either.
+func TestCase34_MayNotEvict(t *testing.T) {
 	t.Parallel()
 	c := kubetest.Shared(t)
 	user := kubetest.Name(t, "user")
@@ -767,9 +780,9 @@ func TestDrain_NotPermitted(t *testing.T) {
 	}
 }
 
-// TestDrain_BudgetsUnreadable: whoever may evict but not read budgets can drain, and the plan says what it does not know
+// TestCase36_BudgetsUnreadable: whoever may evict but not read budgets can drain, and the plan says what it does not know
 // (edge case 36).
-func TestDrain_BudgetsUnreadable(t *testing.T) {
+func TestCase36_BudgetsUnreadable(t *testing.T) {
 	t.Parallel()
 	c := kubetest.Shared(t)
 	user := kubetest.Name(t, "user")
@@ -793,8 +806,8 @@ func TestDrain_BudgetsUnreadable(t *testing.T) {
 	}
 }
 
-// TestDrain_LatePod is edge case 29: a pod that is bound to the node after the list.
-func TestDrain_LatePod(t *testing.T) {
+// TestCase29_LatePod is edge case 29: a pod that is bound to the node after the list.
+func TestCase29_LatePod(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -817,8 +830,8 @@ func TestDrain_LatePod(t *testing.T) {
 	}
 }
 
-// TestDrain_KeepsReturning is edge case 28: a pod that tolerates everything comes back once, and is not chased.
-func TestDrain_KeepsReturning(t *testing.T) {
+// TestCase28_KeepsReturning is edge case 28: a pod that tolerates everything comes back once, and is not chased.
+func TestCase28_KeepsReturning(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -837,7 +850,12 @@ func TestDrain_KeepsReturning(t *testing.T) {
 // held is a pod that does not go before it is freed.
 func (b *bench) held(ns, name, node string) (free func()) {
 	b.t.Helper()
-	b.c.Pod(b.t, kubetest.PodSpec{Namespace: ns, Name: name, Node: node, Mutate: func(p *corev1.Pod) { p.Finalizers = []string{"example.com/hold"} }})
+	return b.heldWith(ns, name, node, nil)
+}
+
+func (b *bench) heldWith(ns, name, node string, labels map[string]string) (free func()) {
+	b.t.Helper()
+	b.c.Pod(b.t, kubetest.PodSpec{Namespace: ns, Name: name, Node: node, Labels: labels, Mutate: func(p *corev1.Pod) { p.Finalizers = []string{"example.com/hold"} }})
 	free = sync.OnceFunc(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(b.t.Context()), 10*time.Second)
 		defer cancel()
@@ -850,8 +868,8 @@ func (b *bench) held(ns, name, node string) (free func()) {
 	return free
 }
 
-// TestDrain_Grace is edge case 18: an override only shortens, and to nothing only by force.
-func TestDrain_Grace(t *testing.T) {
+// TestCase18_Grace is edge case 18: an override only shortens, and to nothing only by force.
+func TestCase18_Grace(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
@@ -894,8 +912,8 @@ func TestDrain_Excluded(t *testing.T) {
 	}
 }
 
-// TestDrain_Volumes is edge case 40: the node is not done while a volume is attached to it.
-func TestDrain_Volumes(t *testing.T) {
+// TestCase40_Volumes is edge case 40: the node is not done while a volume is attached to it.
+func TestCase40_Volumes(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	node, other := b.c.Node(t, kubetest.NodeSpec{}), b.c.Node(t, kubetest.NodeSpec{})

@@ -325,7 +325,7 @@ func (d *drain) age(now time.Time) {
 				}
 				continue
 			}
-			if late := end.Add(overdueAfter); now.Before(late) {
+			if late := end.Add(d.job.overdue); now.Before(late) {
 				d.at(late)
 			} else {
 				d.set(p, fleet.PodOverdue, func(at *fleet.PodProgress) { at.Message = d.diagnose(p.obj) })

@@ -40,12 +40,12 @@ func TestDrain_Intend(t *testing.T) {
 	}
 	b := newBench(t, func(cfg *rest.Config) {
 		cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper {
-			return roundTrip(func(r *http.Request) (*http.Response, error) {
+			return roundTrip{rt, func(r *http.Request) (*http.Response, error) {
 				if strings.HasSuffix(r.URL.Path, "/eviction") {
 					note("sent", strings.Split(r.URL.Path, "/")[6])
 				}
 				return rt.RoundTrip(r)
-			})
+			}}
 		})
 	})
 	ns := b.c.Namespace(t)
@@ -78,10 +78,6 @@ func TestDrain_Intend(t *testing.T) {
 		t.Errorf("announced %v, evicted %v", announced, b.evictions())
 	}
 }
-
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // TestDrain_NotAnnounced: what cannot be announced is not done.
 func TestDrain_NotAnnounced(t *testing.T) {

@@ -101,6 +101,16 @@ const (
 	PodGone           PodState = "gone"
 )
 
+// Stuck tells whether something or somebody has to move before the pod does.
+func (s PodState) Stuck() bool {
+	switch s {
+	case PodBlocked, PodBlockedByPDB, PodBlockedByPDBs, PodBlockedByHook, PodThrottled, PodNamespaceGoing, PodUnanswered, PodOverdue:
+		return true
+	case PodPending, PodIgnored, PodQueued, PodWaiting, PodEvicting, PodTerminating, PodSkipped, PodGone:
+	}
+	return false
+}
+
 // DrainEvent is one transition of a node or of a pod on it (DR-70).
 type DrainEvent struct {
 	Seq int       `json:"seq"` // from 1, without gaps, in order

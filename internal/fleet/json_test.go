@@ -17,6 +17,13 @@ func TestJSON_FieldsOfTheContract(t *testing.T) {
 		Info: Info{KubeletVersion: "v1.34.2"}, Created: at, UpdatedAt: at, Revision: 7,
 	}
 	items := []Item{{Seq: 1, Ref: NodeRef{Cluster: "prod", Name: "n"}, State: ItemFailed, Code: CodeNotFound, Error: "gone"}}
+	label := "x"
+	drained := Item{
+		Zone: "a", Control: true, State: ItemRunning, Edits: []Edit{{Kind: EditLabel, Key: "k", After: &label, Outcome: EditAdded}},
+		Drain: &DrainProgress{State: DrainEvicting, Evicted: 1, Pods: []PodProgress{
+			{Namespace: "ns", Name: "a", UID: "1", State: PodGone}, {Namespace: "ns", Name: "b", UID: "2", State: PodBlockedByPDB},
+		}},
+	}
 	batch := Batch{
 		ID: "b1", Operation: Operation{Action: ActionCordon, Reason: "disk"}, State: BatchDone, Outcome: OutcomePartial,
 		CreatedBy: "ada", CreatedAt: at, Version: 3, Counts: Counts{Total: 1, Failed: 1},
@@ -48,6 +55,29 @@ func TestJSON_FieldsOfTheContract(t *testing.T) {
 			`"items":[{"seq":1,"cluster":"prod","node":"n","state":"failed","code":"not_found","error":"gone","changed":false}]}`},
 		{"progress", func() ([]byte, error) { return BatchJSON(Batch{ID: "b"}, nil) }, `{"id":"b","action":"","state":"","outcome":"","created_by":"","created_at":"0001-01-01T00:00:00Z",` +
 			`"version":0,"counts":{"total":0,"queued":0,"running":0,"succeeded":0,"failed":0,"skipped":0,"cancelled":0}}`},
+		{"a drain in a stream", func() ([]byte, error) { return ItemBriefJSON(drained) }, `{"seq":0,"cluster":"","node":"","zone":"a","control_plane":true,"state":"running",` +
+			`"error":"","changed":false,"edits":[{"kind":"label","key":"k","before":null,"after":"x","outcome":"added"}],"drain":{"state":"evicting","evicted":1,` +
+			`"pod_states":{"blocked_by_pdb":1,"gone":1},"pods":[{"namespace":"ns","name":"b","uid":"2","state":"blocked_by_pdb"}],"pods_unlisted":1}}`},
+		{"a drain in a report", func() ([]byte, error) {
+			return BatchJSON(Batch{
+				ID: "b", PausedBy: "ada", Parent: "a", Rollout: Rollout{
+					MaxConcurrent: 1, PerCluster: 2, PerZone: 3, MaxUnavailable: 4, MaxFailures: 5, PauseBetween: time.Minute, Canary: 6, Order: OrderZone,
+				},
+				Operation: Operation{
+					Action: ActionDrain, Drain: &DrainOptions{GracePeriodSeconds: -1}, Labels: []string{"a=b"}, Taints: []string{"c:NoExecute"}, Mode: EditAdd,
+					OnConflict: ConflictSkip, AllowProtected: true, Source: &NodeRef{Cluster: "prod", Name: "n"},
+					Template: &TemplateUse{ID: "t", Name: "T", Version: 2}, Revert: "r",
+				},
+			}, []Item{drained})
+		}, `{"id":"b","action":"drain","state":"","outcome":"","created_by":"","created_at":"0001-01-01T00:00:00Z",` +
+			`"version":0,"counts":{"total":0,"queued":0,"running":0,"succeeded":0,"failed":0,"skipped":0,"cancelled":0},` +
+			`"paused_by":"ada","parent":"a","max_concurrent":1,"per_cluster":2,"per_zone":3,"max_unavailable":4,"max_failures":5,"pause_between":"1m0s","canary":6,"order":"zone",` +
+			`"drain":{"grace_period_seconds":-1,"timeout_seconds":0,"delete_emptydir_data":false,"force":false,"disable_eviction":false,"uncordon_after":false,` +
+			`"ignore_opt_out":false,"skip_wait_for_delete_timeout":0,"wait_for_replacements":false},"labels":["a=b"],"taints":["c:NoExecute"],"mode":"add","on_conflict":"skip",` +
+			`"allow_protected":true,"source":{"cluster":"prod","node":"n"},"template":{"id":"t","name":"T","version":2},"revert":"r",` +
+			`"items":[{"seq":0,"cluster":"","node":"","zone":"a","control_plane":true,"state":"running","error":"","changed":false,` +
+			`"edits":[{"kind":"label","key":"k","before":null,"after":"x","outcome":"added"}],"drain":{"state":"evicting","evicted":1,"pod_states":{"blocked_by_pdb":1,"gone":1},` +
+			`"pods":[{"namespace":"ns","name":"a","uid":"1","state":"gone"},{"namespace":"ns","name":"b","uid":"2","state":"blocked_by_pdb"}]}}]}`},
 		{"no items", func() ([]byte, error) { return BatchJSON(Batch{ID: "b"}, []Item{}) }, `{"id":"b","action":"","state":"","outcome":"","created_by":"","created_at":"0001-01-01T00:00:00Z",` +
 			`"version":0,"counts":{"total":0,"queued":0,"running":0,"succeeded":0,"failed":0,"skipped":0,"cancelled":0},"items":[]}`},
 	}

@@ -171,8 +171,10 @@ func Changes(nodes []Node) []string {
 			case len(words) == 0:
 			case kind == cordons:
 				out = append(out, Command(g.cluster, append(words[:1:1], g.nodes...)...))
+			case kind == labels:
+				out = append(out, Command(g.cluster, edit("label", g.nodes, words, fleet.ConflictOverwrite)...))
 			default:
-				out = append(out, Command(g.cluster, edit([]string{"label", "taint"}[kind], g.nodes, words, fleet.ConflictOverwrite)...))
+				out = append(out, Command(g.cluster, edit("taint", g.nodes, words, fleet.ConflictOverwrite)...))
 			}
 		}
 	}

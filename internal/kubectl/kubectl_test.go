@@ -19,15 +19,18 @@ func TestCommands(t *testing.T) {
 		want []string
 	}{
 		{
-			"cordon", fleet.Operation{Action: fleet.ActionCordon},
+			"cordon",
+			fleet.Operation{Action: fleet.ActionCordon},
 			[]string{"kubectl --context prod cordon n1 n2", `kubectl --context 'it'\''s $HOME' cordon n9`},
 		},
 		{
-			"labels", fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"team=red", "old-"}, OnConflict: fleet.ConflictFail},
+			"labels",
+			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"team=red", "old-"}, OnConflict: fleet.ConflictFail},
 			[]string{"kubectl --context prod label nodes n1 n2 team=red old-", `kubectl --context 'it'\''s $HOME' label nodes n9 team=red old-`},
 		},
 		{
-			"template", fleet.Operation{
+			"template",
+			fleet.Operation{
 				Action: fleet.ActionTemplate, Labels: []string{"team=red"}, Taints: []string{"gpu:NoSchedule"}, OnConflict: fleet.ConflictOverwrite,
 			},
 			[]string{

@@ -585,11 +585,25 @@ func TestCluster_NoWriteWithoutIntent(t *testing.T) {
 // TestCluster_KilledInTheMiddle abandons an engine without any goodbye, twice, and lets another one go on.
 func TestCluster_KilledInTheMiddle(t *testing.T) {
 	t.Parallel()
+	for _, op := range []fleet.Operation{
+		cordon,
+		{Action: fleet.ActionLabels, Labels: []string{"team=red"}},
+		{Action: fleet.ActionTaints, Taints: []string{"gpu=a:PreferNoSchedule"}},
+	} {
+		t.Run(string(op.Action), func(t *testing.T) {
+			t.Parallel()
+			killedInTheMiddle(t, op)
+		})
+	}
+}
+
+func killedInTheMiddle(t *testing.T, op fleet.Operation) {
+	t.Helper()
 	c := kubetest.Shared(t)
 	w := setUp(t, c, c.REST())
 	nodes := makeNodes(t, c, 40)
 	mark := c.AuditLog(t).Mark()
-	id := w.submit(cordon, nodes...)
+	id := w.submit(op, nodes...)
 	for _, at := range []int{8, 20} {
 		dead := &deadline{Store: w.store, after: at * 2, dead: make(chan struct{})}
 		doomed := batch.New(batch.Config{

@@ -60,7 +60,8 @@ func TestEdit_Patches(t *testing.T) {
 		{
 			"labels, overwriting", labelsOp(fleet.ConflictOverwrite, "team=blue", "new=", "old-", "none-", "same=x"),
 			node(labelled("team", "red", "old", "1", "same", "x", "other", "y"), tainted(theirs)),
-			map[string]any{"team": "blue", "new": "", "old": nil}, nil, false, 3,
+			map[string]any{"team": "blue", "new": "", "old": nil},
+			nil, false, 3,
 		},
 		{"labels, if nobody has another", labelsOp(fleet.ConflictFail, "team=blue"), node(), map[string]any{"team": "blue"}, nil, true, 1},
 		{
@@ -73,17 +74,22 @@ func TestEdit_Patches(t *testing.T) {
 			[]any{
 				map[string]any{"key": "theirs", "effect": "NoExecute", "timeAdded": "1999-11-22T10:00:00Z"},
 				map[string]any{"key": "gpu", "value": "b", "effect": "NoSchedule"},
-			}, true, 1,
+			},
+			true, 1,
 		},
 		{"the last taint", taintsOp(fleet.ConflictFail, "gpu-"), node(tainted(gpu)), nil, []any{}, true, 1},
 		{
-			"labels and taints of a template in one patch", fleet.Operation{
+			"labels and taints of a template in one patch",
+			fleet.Operation{
 				Action: fleet.ActionTemplate, Labels: []string{"team=blue"}, Taints: []string{"new:NoSchedule"}, OnConflict: fleet.ConflictOverwrite,
-			}, node(tainted(gpu)), map[string]any{"team": "blue"},
+			},
+			node(tainted(gpu)),
+			map[string]any{"team": "blue"},
 			[]any{
 				map[string]any{"key": "gpu", "value": "a", "effect": "NoSchedule"},
 				map[string]any{"key": "new", "effect": "NoSchedule"},
-			}, true, 2,
+			},
+			true, 2,
 		},
 		{
 			"a template whose taints are there", fleet.Operation{
@@ -91,10 +97,13 @@ func TestEdit_Patches(t *testing.T) {
 			}, node(tainted(gpu)), map[string]any{"team": "blue"}, nil, false, 1,
 		},
 		{
-			"copied, replacing", fleet.Operation{
+			"copied, replacing",
+			fleet.Operation{
 				Action: fleet.ActionCopy, Mode: fleet.EditReplace, OnConflict: fleet.ConflictOverwrite,
-			}, node(tainted(gpu, corev1.Taint{Key: "node.kubernetes.io/unschedulable", Effect: corev1.TaintEffectNoSchedule})), nil,
-			[]any{map[string]any{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}}, true, 1,
+			},
+			node(tainted(gpu, corev1.Taint{Key: "node.kubernetes.io/unschedulable", Effect: corev1.TaintEffectNoSchedule})), nil,
+			[]any{map[string]any{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}},
+			true, 1,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -344,25 +353,38 @@ func TestRevert(t *testing.T) {
 		edits  int
 	}{
 		{
-			"all of it", []fleet.Edit{label, added, taint, removed}, asLeft, fleet.ItemSucceeded, "", "",
-			map[string]string{"team": "red", "other": "x"}, []corev1.Taint{theirs, gpu, {Key: "old", Value: "x", Effect: corev1.TaintEffectNoExecute}}, false, 4,
+			"all of it",
+			[]fleet.Edit{label, added, taint, removed},
+			asLeft, fleet.ItemSucceeded, "", "",
+			map[string]string{"team": "red", "other": "x"},
+			[]corev1.Taint{theirs, gpu, {Key: "old", Value: "x", Effect: corev1.TaintEffectNoExecute}},
+			false, 4,
 		},
 		{
-			"what somebody changed is theirs", []fleet.Edit{label, added, taint},
+			"what somebody changed is theirs",
+			[]fleet.Edit{label, added, taint},
 			node(labelled("team", "green", "new", ""), tainted(theirs, corev1.Taint{Key: "gpu", Value: "c", Effect: corev1.TaintEffectNoSchedule})),
 			fleet.ItemSucceeded, fleet.CodeChangedSince, "label team; taint gpu:NoSchedule",
-			map[string]string{"team": "green"}, []corev1.Taint{theirs, {Key: "gpu", Value: "c", Effect: corev1.TaintEffectNoSchedule}}, false, 1,
+			map[string]string{"team": "green"},
+			[]corev1.Taint{theirs, {Key: "gpu", Value: "c", Effect: corev1.TaintEffectNoSchedule}},
+			false, 1,
 		},
 		{
-			"all was changed since", []fleet.Edit{label}, node(labelled("team", "green")), fleet.ItemSkipped, fleet.CodeChangedSince, "label team",
-			map[string]string{"team": "green"}, nil, false, 0,
+			"all was changed since",
+			[]fleet.Edit{label},
+			node(labelled("team", "green")), fleet.ItemSkipped, fleet.CodeChangedSince, "label team",
+			map[string]string{"team": "green"},
+			nil, false, 0,
 		},
 		{
 			"removed since", []fleet.Edit{label}, node(), fleet.ItemSkipped, fleet.CodeChangedSince, "label team", nil, nil, false, 0,
 		},
 		{
-			"already back", []fleet.Edit{label}, node(labelled("team", "red")), fleet.ItemSkipped, fleet.CodeUnchanged, "already",
-			map[string]string{"team": "red"}, nil, false, 0,
+			"already back",
+			[]fleet.Edit{label},
+			node(labelled("team", "red")), fleet.ItemSkipped, fleet.CodeUnchanged, "already",
+			map[string]string{"team": "red"},
+			nil, false, 0,
 		},
 		{"nothing to undo", nil, node(), fleet.ItemSkipped, fleet.CodeNothing, "had not changed", nil, nil, false, 0},
 		{"cordon", []fleet.Edit{cordoning}, node(cordoned, noted("b0")), fleet.ItemSucceeded, "", "", nil, nil, false, 1},
@@ -371,7 +393,9 @@ func TestRevert(t *testing.T) {
 		},
 		{"cordon with kubectl", []fleet.Edit{cordoning}, node(cordoned), fleet.ItemSkipped, fleet.CodeChangedSince, "cordon", nil, nil, true, 0},
 		{
-			"cordon with kubectl behind our note", []fleet.Edit{cordoning}, node(cordoned, noted("b0"), managed("kubectl-cordon", now0.Add(time.Hour))),
+			"cordon with kubectl behind our note",
+			[]fleet.Edit{cordoning},
+			node(cordoned, noted("b0"), managed("kubectl-cordon", now0.Add(time.Hour))),
 			fleet.ItemSkipped, fleet.CodeChangedSince, "cordon", nil, nil, true, 0,
 		},
 		{"uncordoned since", []fleet.Edit{cordoning}, node(), fleet.ItemSkipped, fleet.CodeUnchanged, "", nil, nil, false, 0},

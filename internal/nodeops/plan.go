@@ -364,22 +364,11 @@ func whyConfirm(op fleet.Operation, items []fleet.Item, looks []look) []string {
 // deletes.
 func planDigest(clusters []fleet.ClusterPlan) string {
 	var lines []string
-	for i := range clusters {
-		for j := range clusters[i].Nodes {
-			for k := range clusters[i].Nodes[j].Pods {
-				p := &clusters[i].Nodes[j].Pods[k]
-				var of []string
-				if p.Verdict == fleet.VerdictDelete || p.Verdict == fleet.VerdictLater {
-					of = append(of, string(p.Verdict))
-				}
-				for _, r := range p.Reasons {
-					if r.Consent != "" {
-						of = append(of, string(r.Consent))
-					}
-				}
-				if len(of) > 0 {
-					slices.Sort(of)
-					lines = append(lines, fmt.Sprintf("%q %q %s", clusters[i].Cluster, p.UID, strings.Join(slices.Compact(of), ",")))
+	for _, c := range clusters {
+		for _, n := range c.Nodes {
+			for _, p := range n.Pods {
+				if of := consents(p); len(of) > 0 {
+					lines = append(lines, fmt.Sprintf("%q %q %s", c.Cluster, p.UID, strings.Join(of, ",")))
 				}
 			}
 		}
@@ -387,6 +376,21 @@ func planDigest(clusters []fleet.ClusterPlan) string {
 	slices.Sort(lines)
 	sum := sha256.Sum256([]byte(strings.Join(lines, "\n")))
 	return hex.EncodeToString(sum[:])
+}
+
+// consents are what a person consents to for a pod, given or not, sorted.
+func consents(p fleet.PodPlan) []string {
+	var of []string
+	if p.Verdict == fleet.VerdictDelete || p.Verdict == fleet.VerdictLater {
+		of = append(of, string(p.Verdict))
+	}
+	for _, r := range p.Reasons {
+		if r.Consent != "" {
+			of = append(of, string(r.Consent))
+		}
+	}
+	slices.Sort(of)
+	return slices.Compact(of)
 }
 
 // planKubectl is the same by hand. Where it depends on each node, it is what the plan found there.

@@ -57,60 +57,80 @@ func TestPrepare(t *testing.T) {
 		err  error
 	}{
 		{
-			"labels", ada, fleet.Operation{Action: fleet.ActionLabels, Labels: []string{" team=red\r", ""}},
-			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"team=red"}, Mode: fleet.EditAdd, OnConflict: fleet.ConflictFail}, nil,
+			"labels", ada,
+			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{" team=red\r", ""}},
+			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"team=red"}, Mode: fleet.EditAdd, OnConflict: fleet.ConflictFail},
+			nil,
 		},
 		{
-			"labels where they are", ada, fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"team=red"}, Mode: fleet.EditReplace},
-			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"team=red"}, Mode: fleet.EditReplace, OnConflict: fleet.ConflictOverwrite}, nil,
+			"labels where they are", ada,
+			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"team=red"}, Mode: fleet.EditReplace},
+			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"team=red"}, Mode: fleet.EditReplace, OnConflict: fleet.ConflictOverwrite},
+			nil,
 		},
 		{
-			"protected, not permitted", ada, fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"kubernetes.io/hostname=x"}, AllowProtected: true},
-			fleet.Operation{}, fleet.ErrForbidden,
+			"protected, not permitted", ada,
+			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"kubernetes.io/hostname=x"}, AllowProtected: true},
+			fleet.Operation{},
+			fleet.ErrForbidden,
 		},
 		{
-			"protected, not meant", admin, fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"kubernetes.io/hostname=x"}},
-			fleet.Operation{}, fleet.ErrInvalid,
+			"protected, not meant", admin,
+			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"kubernetes.io/hostname=x"}},
+			fleet.Operation{},
+			fleet.ErrInvalid,
 		},
 		{
-			"protected, meant", admin, fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"kubernetes.io/hostname=x"}, AllowProtected: true},
+			"protected, meant", admin,
+			fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"kubernetes.io/hostname=x"}, AllowProtected: true},
 			fleet.Operation{
 				Action: fleet.ActionLabels, Labels: []string{"kubernetes.io/hostname=x"}, Mode: fleet.EditAdd, OnConflict: fleet.ConflictFail, AllowProtected: true,
-			}, nil,
+			},
+			nil,
 		},
 		{"NoExecute, not permitted", ada, fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"a:NoExecute"}}, fleet.Operation{}, fleet.ErrForbidden},
 		{
-			"NoExecute", admin, fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"a:NoExecute"}, OnConflict: fleet.ConflictSkip},
-			fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"a:NoExecute"}, Mode: fleet.EditAdd, OnConflict: fleet.ConflictSkip}, nil,
+			"NoExecute", admin,
+			fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"a:NoExecute"}, OnConflict: fleet.ConflictSkip},
+			fleet.Operation{Action: fleet.ActionTaints, Taints: []string{"a:NoExecute"}, Mode: fleet.EditAdd, OnConflict: fleet.ConflictSkip},
+			nil,
 		},
 		{
-			"copied: no times, no controllers", ada, fleet.Operation{Action: fleet.ActionCopy, Source: &source},
+			"copied: no times, no controllers", ada,
+			fleet.Operation{Action: fleet.ActionCopy, Source: &source},
 			fleet.Operation{
 				Action: fleet.ActionCopy, Source: &source, Taints: []string{"gpu=a:NoSchedule"}, Mode: fleet.EditMerge, OnConflict: fleet.ConflictOverwrite,
-			}, nil,
+			},
+			nil,
 		},
 		{
-			"template, by default", ada, fleet.Operation{Action: fleet.ActionTemplate, Template: &fleet.TemplateUse{ID: "t1"}},
+			"template, by default", ada,
+			fleet.Operation{Action: fleet.ActionTemplate, Template: &fleet.TemplateUse{ID: "t1"}},
 			fleet.Operation{
 				Action: fleet.ActionTemplate, Labels: []string{"team=red"}, Taints: []string{"team=red:NoSchedule"}, OnConflict: fleet.ConflictOverwrite,
 				Template: &fleet.TemplateUse{ID: "t1", Name: "pool", Version: 3, Values: map[string]string{"team": "red"}},
-			}, nil,
+			},
+			nil,
 		},
 		{
-			"template, an old version and a value", ada, fleet.Operation{
+			"template, an old version and a value", ada,
+			fleet.Operation{
 				Action: fleet.ActionTemplate, Template: &fleet.TemplateUse{ID: "t1", Name: "made up", Version: 2, Values: map[string]string{"team": "blue"}},
 				OnConflict: fleet.ConflictFail,
 			},
 			fleet.Operation{
 				Action: fleet.ActionTemplate, Labels: []string{"team=blue"}, Taints: []string{"team=blue:NoSchedule"}, OnConflict: fleet.ConflictFail,
 				Template: &fleet.TemplateUse{ID: "t1", Name: "pool", Version: 2, Values: map[string]string{"team": "blue"}},
-			}, nil,
+			},
+			nil,
 		},
 		{"revert, not permitted", ada, fleet.Operation{Action: fleet.ActionRevert, Revert: "b0"}, fleet.Operation{}, fleet.ErrForbidden},
 		{"revert", admin, fleet.Operation{Action: fleet.ActionRevert, Revert: "b0"}, fleet.Operation{Action: fleet.ActionRevert, Revert: "b0"}, nil},
 		{
-			"drain", ada, fleet.Operation{Action: fleet.ActionDrain},
-			fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{GracePeriodSeconds: -1, TimeoutSeconds: 1800}}, nil,
+			"drain", ada,
+			fleet.Operation{Action: fleet.ActionDrain},
+			fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{GracePeriodSeconds: -1, TimeoutSeconds: 1800}},
+			nil,
 		},
 		{"drain past budgets", ada, fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{DisableEviction: true}}, fleet.Operation{}, fleet.ErrForbidden},
 	} {
