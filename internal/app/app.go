@@ -294,6 +294,7 @@ func (a *App) Run(ctx context.Context) error {
 	g := newGroup(ctx)
 	g.start(&a.ends, "sessions", a.auth.Run)
 	g.start(&a.ends, "record", a.keeper.Run)
+	g.start(&a.ends, "sweeping", sweeper{a.store, a.cfg.BatchRetention, a.cfg.EventRetention, a.component("sweeper")}.run)
 	g.start(&a.ends, "supervisors", a.manager.Run)
 	if len(a.cfg.Kubeconfigs) > 0 {
 		g.start(&a.ends, "kubeconfigs", a.files.run)

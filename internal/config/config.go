@@ -58,6 +58,8 @@ type Serve struct {
 
 	AuditKeyFile   string        // of the key that heads of the record are signed with; made if missing
 	AuditRetention time.Duration // how long entries of the record are kept; 0 for ever
+	BatchRetention time.Duration // how long batches are kept after their end; 0 for ever
+	EventRetention time.Duration // how long the events of a batch are kept after its end; 0 for as long as the batch
 	LeaseNamespace string        // where the leases of nodes that are drained are, in each cluster
 	Pod            Pod           // that this process runs in; zero outside of a cluster
 }

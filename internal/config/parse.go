@@ -47,13 +47,15 @@ type serveCmd struct {
 	CacheMaxBytes  int64         `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
 	AuditKeyFile   string        `placeholder:"FILE" help:"Key that heads of the audit record are signed with; made if missing. By default audit.key in the data directory; with PostgreSQL a key that is forgotten at the end."`
 	AuditRetention time.Duration `default:"0" placeholder:"DURATION" help:"How long entries of the audit record are kept, like 8760h; 0 for ever."`
+	BatchRetention time.Duration `default:"2160h" placeholder:"DURATION" help:"How long batches are kept after their end; 0 for ever (${default})."`
+	EventRetention time.Duration `default:"720h" placeholder:"DURATION" help:"How long the events of drains are kept after the end of their batch; 0 for as long as the batch (${default})."`
 	LeaseNamespace string        `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
 	Pod            string        `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
 	LogFormat      string        `default:"json" enum:"json,text" help:"json or text."`
 	LogLevel       string        `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 }
 
-// minRetention keeps a slip of the finger from emptying the record.
+// minRetention keeps a slip of the finger from emptying what is kept.
 const minRetention = 24 * time.Hour
 
 // minCache is less than one small cluster needs; a number below it was meant in other units.
@@ -284,6 +286,8 @@ func (s serveCmd) config(p *problems) Serve {
 		LeaseNamespace: s.LeaseNamespace,
 		AuditKeyFile:   s.AuditKeyFile,
 		AuditRetention: s.AuditRetention,
+		BatchRetention: s.BatchRetention,
+		EventRetention: s.EventRetention,
 	}
 	switch {
 	case s.AuditKeyFile == "" && s.DatabaseURL == "":
@@ -291,8 +295,13 @@ func (s serveCmd) config(p *problems) Serve {
 	case s.AuditKeyFile == "" && s.AuditRetention > 0:
 		p.add("audit-retention", "needs --audit-key-file with PostgreSQL: where the record begins is signed, and all replicas must use one key")
 	}
-	if s.AuditRetention < 0 || s.AuditRetention > 0 && s.AuditRetention < minRetention {
-		p.add("audit-retention", "%s is neither 0 nor at least %s", s.AuditRetention, minRetention)
+	for _, r := range []struct {
+		flag string
+		kept time.Duration
+	}{{"audit-retention", s.AuditRetention}, {"batch-retention", s.BatchRetention}, {"event-retention", s.EventRetention}} {
+		if r.kept < 0 || r.kept > 0 && r.kept < minRetention {
+			p.add(r.flag, "%s is neither 0 nor at least %s", r.kept, minRetention)
+		}
 	}
 	if !namespaceName.MatchString(s.LeaseNamespace) {
 		p.add("lease-namespace", "%q is not the name of a namespace", s.LeaseNamespace)

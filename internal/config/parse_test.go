@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/google/go-cmp/cmp"
@@ -32,7 +33,7 @@ func TestParse_Defaults(t *testing.T) {
 	want := Config{Command: CommandServe, Serve: Serve{
 		Database: Database{Dir: "./data"}, Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9090", LogFormat: "json",
 		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20, LeaseNamespace: "kube-node-manager",
-		AuditKeyFile: filepath.Join("data", "audit.key"),
+		AuditKeyFile: filepath.Join("data", "audit.key"), BatchRetention: 90 * 24 * time.Hour, EventRetention: 30 * 24 * time.Hour,
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -84,7 +85,7 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"tls-self-signed": "true", "database-url": "postgres://u:hunter2@a:5432,b:5432/d?sslmode=verify-full", "insecure-http": "true", "metrics-listen": "", "log-format": "text", "log-level": "debug",
 		"streams-per-session": "3", "streams-per-person": "4", "streams-per-address": "5", "streams": "6",
 		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
-		"audit-key-file": "a.key", "audit-retention": "720h", "heads": "-", "audit-key": "AAAA",
+		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "heads": "-", "audit-key": "AAAA",
 		"role": "operator", "password-file": "-", "server": "https://knm.example:8443", "cluster": "prod", "token-file": tokenFile,
 	}
 	// Some flags are good only together with another one.
@@ -181,6 +182,11 @@ func TestParse_Problems(t *testing.T) {
 		{"bad port", nil, []string{"serve", "--metrics-listen", "127.0.0.1:99999"}, []string{"--metrics-listen"}},
 		{"role", nil, []string{"user", "add", "x", "--role", "root"}, []string{"role"}},
 		{"no role", nil, []string{"user", "add", "x"}, []string{"--role"}},
+		{
+			"a slip of the finger empties nothing", nil,
+			[]string{"serve", "--batch-retention", "90s", "--event-retention=-720h", "--audit-retention", "1h"},
+			[]string{"--batch-retention: 1m30s", "--event-retention: -720h", "--audit-retention: 1h"},
+		},
 		{"level", []string{"KNM_LOG_LEVEL=loud"}, []string{"serve"}, []string{"log-level"}},
 		{"unknown flag", nil, []string{"serve", "--nope"}, []string{"--nope"}},
 		{"no command", nil, nil, []string{"serve"}},

@@ -27,6 +27,11 @@ func TestTemplates(t *testing.T) {
 	both(t, func(t *testing.T, fresh place) { storetest.RunTemplates(t, twoHandles(fresh)) })
 }
 
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, fresh place) { storetest.RunRetention(t, twoHandles(fresh)) })
+}
+
 // twoHandles are what two processes have of one database.
 func twoHandles(fresh place) storetest.Open {
 	return func(t *testing.T) (one, two *store.Store) {

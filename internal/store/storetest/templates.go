@@ -44,12 +44,12 @@ func addTemplate(t *testing.T, s *store.Store, tpl fleet.Template, key string) {
 	need(t, s.AddTemplate(t.Context(), tpl, key, 100, templateEntry("add", tpl.ID)))
 }
 
-func wantTemplate(t *testing.T, s *store.Store, id string, version int, want fleet.Template) {
+func wantTemplate(t *testing.T, s *store.Store, version int, want fleet.Template) {
 	t.Helper()
-	got, err := s.Template(t.Context(), id, version)
+	got, err := s.Template(t.Context(), want.ID, version)
 	need(t, err)
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("template %s, version %d (-want +got):\n%s", id, version, diff)
+		t.Errorf("template %s, version %d (-want +got):\n%s", want.ID, version, diff)
 	}
 }
 
@@ -80,14 +80,14 @@ func actions(t *testing.T, s *store.Store) (got []string) {
 func templateVersions(t *testing.T, one, two *store.Store) {
 	first := template("t1", "Pool")
 	addTemplate(t, one, first, "pool")
-	wantTemplate(t, two, "t1", 0, first)
+	wantTemplate(t, two, 0, first)
 	second := first
 	second.Version, second.Name, second.Labels, second.Values = 2, "Big pool", []string{"size=big"}, map[string][]string{"team": {}}
 	second.CreatedBy, second.CreatedAt = "bob", start.Add(time.Hour)
 	need(t, two.ChangeTemplate(t.Context(), second, "big pool", templateEntry("change", "t1")))
-	wantTemplate(t, one, "t1", 0, second)
-	wantTemplate(t, one, "t1", 1, first)
-	wantTemplate(t, one, "t1", 2, second)
+	wantTemplate(t, one, 0, second)
+	wantTemplate(t, one, 1, first)
+	wantTemplate(t, one, 2, second)
 	for _, version := range []int{3, -1} {
 		if _, err := one.Template(t.Context(), "t1", version); !errors.Is(err, fleet.ErrNotFound) {
 			t.Errorf("version %d: %v", version, err)
@@ -103,7 +103,7 @@ func templateVersions(t *testing.T, one, two *store.Store) {
 			t.Errorf("as version %d: %v", version, err)
 		}
 	}
-	wantTemplate(t, one, "t1", 0, second)
+	wantTemplate(t, one, 0, second)
 	nobody := template("t9", "x")
 	nobody.Version = 2
 	if err := one.ChangeTemplate(t.Context(), nobody, "x", templateEntry("change", "t9")); !errors.Is(err, fleet.ErrNotFound) {
@@ -216,7 +216,7 @@ func deleteTemplate(t *testing.T, one, two *store.Store) {
 	if _, err := one.Template(t.Context(), "t1", 0); !errors.Is(err, fleet.ErrNotFound) {
 		t.Errorf("the newest of a deleted one: %v", err)
 	}
-	wantTemplate(t, one, "t1", 1, first)
+	wantTemplate(t, one, 1, first)
 	next := first
 	next.Version = 2
 	for doing, err := range map[string]error{
@@ -255,7 +255,7 @@ func templatesAreRecorded(t *testing.T, one, _ *store.Store) {
 		}
 	}
 	wantTemplates(t, one, "t1@1")
-	wantTemplate(t, one, "t1", 0, first)
+	wantTemplate(t, one, 0, first)
 }
 
 func templateEmptyLists(t *testing.T, one, _ *store.Store) {
@@ -263,5 +263,5 @@ func templateEmptyLists(t *testing.T, one, _ *store.Store) {
 	tpl.Labels, tpl.Taints, tpl.Values = nil, nil, nil
 	addTemplate(t, one, tpl, "pool")
 	tpl.Labels, tpl.Taints, tpl.Values = []string{}, []string{}, map[string][]string{}
-	wantTemplate(t, one, "t1", 1, tpl)
+	wantTemplate(t, one, 1, tpl)
 }
