@@ -146,6 +146,8 @@ func (s *server) routes() []route {
 		{method: get, path: "/batches/{id}", perm: fleet.PermBatchView, kind: page, serve: s.batchPage},
 		{method: get, path: "/batches/{id}/events", perm: fleet.PermBatchView, kind: stream, serve: s.batchStream},
 		{method: get, path: "/batches/{id}/plan", perm: fleet.PermBatchView, kind: page, serve: s.batchPlanPage},
+		{method: get, path: "/batches/{id}/items/{seq}/pods", perm: fleet.PermBatchView, kind: page, serve: s.itemPods},
+		{method: post, path: "/batches/{id}/skip", perm: fleet.PermNodeCordon, kind: page, serve: s.skipByForm}, // for forms
 		{method: get, path: "/plan", perm: fleet.PermNodeCordon, kind: page, serve: s.planPage},
 		{method: post, path: "/plan", perm: fleet.PermNodeCordon, kind: page, serve: s.planPage, body: batchBodyLimit},
 		{method: get, path: "/account", perm: fleet.PermSelf, kind: page, serve: s.accountPage},

@@ -646,7 +646,7 @@ func openPanel(t *testing.T) string {
 	}
 	b := sampleBatch(plainly)
 	b.CancelledBy, b.Note = "", ""
-	panel, err := Fragment(Panel(BatchPanel{Lang: "en", Batch: b, Items: items, CanCancel: true, Embedded: true, Nonce: "another"}))
+	panel, err := Fragment(Panel(BatchPanel{Lang: "en", Batch: b, Items: items, CanSteer: true, Embedded: true, Nonce: "another"}))
 	if err != nil {
 		t.Fatal(err)
 	}
