@@ -69,7 +69,7 @@ func TestCatalogue_SameKeysSamePlaceholders(t *testing.T) {
 // Keys that are put together from a part and a value of the program.
 var families = map[string][]string{
 	"role.":          {"viewer", "operator", "admin"},
-	"nav.":           {"nodes", "clusters", "batches", "users", "audit"},
+	"nav.":           {"nodes", "clusters", "batches", "templates", "users", "audit"},
 	"facet.":         {"role", "zone", "type", "version"},
 	"group.":         groupWords(Query{}),
 	"cluster.state.": {"connecting", "syncing", "live", "stale", "unreachable", "unauthorized", "forbidden", "asleep", "stopped"},

@@ -154,6 +154,10 @@ func planSamples(say say, lang string) map[string]templ.Component {
 			out["page-plan-empty"] = Plan(p)
 		}
 	}
+	some := TemplatesPage{Layout: l, Templates: sampleTemplates(say), CanEdit: true, Edit: say("t1"), Asked: AskedOf(sampleTemplates(say)[0])}
+	some.Nav, some.Static = "templates", true
+	none := TemplatesPage{Layout: some.Layout, CanEdit: true, Asked: Asked{}, Errors: map[string]string{"": say("no"), "name": say("taken"), "labels": say("bad"), "values": say("bad")}}
+	out["page-templates"], out["page-templates-none"] = Templates(some), Templates(none)
 	out["page-plan-report"] = BatchPlan(PlanReport{Layout: l, Batch: sampleBatch(say), Plan: sampleDrainPlan(say)})
 	return out
 }
