@@ -2,6 +2,7 @@ package handlers
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"net/http"
 	"net/url"
@@ -81,7 +82,7 @@ func (s *server) streamPanel(w http.ResponseWriter, r *http.Request, id string) 
 		return err
 	}
 	panel, err := views.Fragment(views.Panel(views.BatchPanel{
-		Lang: s.lang(r), Batch: b, Items: items, CanCancel: canCancel(callerOf(r), b), Embedded: true, Nonce: stateOf(r).nonce,
+		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b), Embedded: true, Nonce: stateOf(r).nonce, Key: rand.Text(),
 	}))
 	if err != nil {
 		return err
@@ -90,10 +91,10 @@ func (s *server) streamPanel(w http.ResponseWriter, r *http.Request, id string) 
 	return s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.HTML), Batch: id, Open: panel})
 }
 
-// canCancel tells whether the button is offered. Whether it works is decided where batches are kept.
-func canCancel(c fleet.Caller, b fleet.Batch) bool {
+// canSteer tells whether the buttons are offered. Whether they work is decided where batches are kept.
+func canSteer(c fleet.Caller, b fleet.Batch) bool {
 	p, ok := b.Operation.Action.Permission()
-	return ok && b.State != fleet.BatchDone && b.CancelledBy == "" && c.May(p, "")
+	return ok && c.May(p, "")
 }
 
 func (s *server) writeBatch(w http.ResponseWriter, r *http.Request, status int, id string) error {
@@ -225,7 +226,7 @@ func (s *server) batchPage(w http.ResponseWriter, r *http.Request) error {
 		return notFound(err, unknownBatch(id))
 	}
 	p := views.BatchPage{Layout: s.layout(r, "batch.title", "batches"), Panel: views.BatchPanel{
-		Lang: s.lang(r), Batch: b, Items: items, CanCancel: canCancel(callerOf(r), b), Nonce: stateOf(r).nonce,
+		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b), Nonce: stateOf(r).nonce, Key: rand.Text(),
 	}}
 	if b.State == fleet.BatchDone {
 		p.Static = true

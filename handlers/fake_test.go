@@ -46,6 +46,9 @@ type world struct {
 	steer   error        // answer of every steering call, if not nil
 	items   []fleet.Item // of every batch, if not nil
 	events  []fleet.BatchEvent
+	list    []fleet.Template
+	saved   []fleet.Template
+	saveErr error // answer of SaveTemplate, if not nil
 	batches map[string]fleet.Batch
 	denied  []string
 	signIn  error
@@ -297,6 +300,39 @@ func (f batches) Skip(_ context.Context, by fleet.Caller, id string, item int) e
 	return f.known(id)
 }
 
+type templates struct{ wd *world }
+
+func (f templates) Templates(context.Context) ([]fleet.Template, error) { return f.wd.list, nil }
+
+func (f templates) Template(_ context.Context, id string, version int) (fleet.Template, error) {
+	for _, t := range f.wd.list {
+		if t.ID == id && (version == 0 || t.Version == version) {
+			return t, nil
+		}
+	}
+	return fleet.Template{}, fmt.Errorf("reading a template: %w", fleet.ErrNotFound)
+}
+
+func (f templates) SaveTemplate(_ context.Context, _ fleet.Caller, t fleet.Template) (fleet.Template, error) {
+	f.wd.mu.Lock()
+	defer f.wd.mu.Unlock()
+	if f.wd.saveErr != nil {
+		return fleet.Template{}, f.wd.saveErr
+	}
+	f.wd.saved = append(f.wd.saved, t)
+	t.Version++
+	if t.ID == "" {
+		t.ID = "t9"
+	}
+	return t, nil
+}
+
+func (f templates) DeleteTemplate(ctx context.Context, by fleet.Caller, id string) error {
+	f.wd.note("DeleteTemplate %s by %s", id, by.Name)
+	_, err := f.Template(ctx, id, 0)
+	return err
+}
+
 type authority struct{ wd *world }
 
 func (f authority) SignIn(_ context.Context, name, password string, from fleet.Caller, _ string) (string, time.Time, error) {
@@ -433,7 +469,7 @@ func (f record) Denied(_ context.Context, by fleet.Caller, action, detail string
 
 func (wd *world) config(logs io.Writer) Config {
 	return Config{
-		Nodes: wd, Clusters: steering{wd}, Streams: streams{wd}, Batches: batches{wd}, Auth: authority{wd}, People: people{wd}, Audit: record{wd},
+		Nodes: wd, Clusters: steering{wd}, Streams: streams{wd}, Batches: batches{wd}, Templates: templates{wd}, Auth: authority{wd}, People: people{wd}, Audit: record{wd},
 		Ready:   func(context.Context) error { return wd.ready },
 		Logger:  slog.New(slog.NewJSONHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Metrics: prometheus.NewRegistry(), Version: "test",

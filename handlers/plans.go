@@ -85,11 +85,16 @@ func (s *server) showPlan(w http.ResponseWriter, r *http.Request, in *input, bec
 		fail(because)
 	}
 	var err error
-	if s.cfg.Templates != nil && a.spec.Action == fleet.ActionTemplate {
+	if a.spec.Action == fleet.ActionTemplate {
 		if p.Templates, err = s.cfg.Templates.Templates(r.Context()); err != nil {
 			return err
 		}
 		a.spec.Template.Values = onlyValuesOf(p.Templates, a.spec.Template)
+		for field := range p.Asked {
+			if name, ok := strings.CutPrefix(field, "value."); ok && a.spec.Template.Values[name] == "" {
+				delete(p.Asked, field)
+			}
+		}
 	}
 	if err = in.done(); err != nil {
 		fail(err)

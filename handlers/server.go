@@ -79,6 +79,9 @@ func newServer(cfg Config) (*server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
+	if cfg.Templates == nil {
+		cfg.Templates = noTemplates{}
+	}
 	s := &server{cfg: cfg, mux: chi.NewMux(), pages: map[string]bool{}, cross: http.NewCrossOriginProtection()}
 	if cfg.External != nil {
 		s.origin = cfg.External.Scheme + "://" + cfg.External.Host
@@ -116,10 +119,10 @@ func newServer(cfg Config) (*server, error) {
 // routes is the whole site.
 func (s *server) routes() []route {
 	const (
-		get, post, patch, del = http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete
-		oneCluster            = "/clusters/{cluster}"
-		oneNode               = "/clusters/{cluster}/nodes/{node}"
-		v1                    = "/api/v1"
+		get, post, put, patch, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete
+		oneCluster                 = "/clusters/{cluster}"
+		oneNode                    = "/clusters/{cluster}/nodes/{node}"
+		v1                         = "/api/v1"
 	)
 	return []route{
 		{method: get, path: "/healthz", perm: fleet.PermPublic, kind: probe, serve: s.healthz},
@@ -146,8 +149,11 @@ func (s *server) routes() []route {
 		{method: get, path: "/batches/{id}", perm: fleet.PermBatchView, kind: page, serve: s.batchPage},
 		{method: get, path: "/batches/{id}/events", perm: fleet.PermBatchView, kind: stream, serve: s.batchStream},
 		{method: get, path: "/batches/{id}/plan", perm: fleet.PermBatchView, kind: page, serve: s.batchPlanPage},
+		{method: get, path: "/batches/{id}/items/{seq}/pods", perm: fleet.PermBatchView, kind: page, serve: s.itemPods},
+		{method: post, path: "/batches/{id}/skip", perm: fleet.PermNodeCordon, kind: page, serve: s.skipByForm}, // for forms
 		{method: get, path: "/plan", perm: fleet.PermNodeCordon, kind: page, serve: s.planPage},
 		{method: post, path: "/plan", perm: fleet.PermNodeCordon, kind: page, serve: s.planPage, body: batchBodyLimit},
+		{method: get, path: "/templates", perm: fleet.PermBatchView, kind: page, serve: s.templatesPage},
 		{method: get, path: "/account", perm: fleet.PermSelf, kind: page, serve: s.accountPage},
 		{method: get, path: "/users", perm: fleet.PermUsersAdmin, kind: page, serve: s.usersPage},
 		{method: get, path: "/audit", perm: fleet.PermAuditView, kind: page, serve: s.auditPage},
@@ -172,6 +178,13 @@ func (s *server) routes() []route {
 		{method: post, path: v1 + "/batches/{id}/retry", perm: fleet.PermNodeCordon, kind: stream, serve: s.retryBatch},
 		{method: post, path: v1 + "/batches/{id}/items/{seq}/skip", perm: fleet.PermNodeCordon, kind: api, serve: s.skipItem},
 		{method: post, path: v1 + "/plans", perm: fleet.PermNodeCordon, kind: api, serve: s.createPlan, body: batchBodyLimit},
+		{method: get, path: v1 + "/templates", perm: fleet.PermBatchView, kind: api, serve: s.listTemplates},
+		{method: post, path: v1 + "/templates", perm: fleet.PermTemplates, kind: api, serve: s.saveTemplate},
+		{method: get, path: v1 + "/templates/{id}", perm: fleet.PermBatchView, kind: api, serve: s.getTemplate},
+		{method: put, path: v1 + "/templates/{id}", perm: fleet.PermTemplates, kind: api, serve: s.saveTemplate},
+		{method: post, path: v1 + "/templates/{id}", perm: fleet.PermTemplates, kind: api, serve: s.saveTemplate}, // for forms
+		{method: del, path: v1 + "/templates/{id}", perm: fleet.PermTemplates, kind: api, serve: s.deleteTemplate},
+		{method: post, path: v1 + "/templates/{id}/delete", perm: fleet.PermTemplates, kind: api, serve: s.deleteTemplate}, // for forms
 		{method: get, path: v1 + "/users", perm: fleet.PermUsersAdmin, kind: api, serve: s.listUsers},
 		{method: post, path: v1 + "/users", perm: fleet.PermUsersAdmin, kind: api, serve: s.addUser},
 		{method: patch, path: v1 + "/users/{name}", perm: fleet.PermUsersAdmin, kind: api, serve: s.changeUser},
@@ -190,7 +203,7 @@ func (s *server) routes() []route {
 // permissions are those a route may declare.
 var permissions = []fleet.Permission{
 	fleet.PermPublic, fleet.PermSelf, fleet.PermNodesView, fleet.PermBatchView, fleet.PermNodeCordon, fleet.PermUsersAdmin,
-	fleet.PermAuditView, fleet.PermClusterRetry, fleet.PermClusterAdmin,
+	fleet.PermAuditView, fleet.PermClusterRetry, fleet.PermClusterAdmin, fleet.PermTemplates,
 }
 
 // register refuses the whole table if one route declares no permission: a forgotten check must not become a door.

@@ -23,7 +23,7 @@ var actionFields = map[fleet.Action][]string{
 	fleet.ActionTaints:   {"taints", "mode", "on_conflict"},
 	fleet.ActionCopy:     {"source", "mode", "on_conflict"},
 	fleet.ActionTemplate: {"template", "template_version", "value.", "on_conflict", "allow_protected"},
-	fleet.ActionRevert:   {"batch", "allow_protected"},
+	fleet.ActionRevert:   {"batch"},
 }
 
 // modesOf are the modes that an action knows.

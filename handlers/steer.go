@@ -4,9 +4,11 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/views"
 )
 
 // steering is a route that does one thing to a batch that exists and answers with how the batch is then.
@@ -90,6 +92,58 @@ func (s *server) skipItem(w http.ResponseWriter, r *http.Request) error {
 		return notFound(err, unknownItem(id, seq))
 	}
 	return s.steerAnswer(w, r, id)
+}
+
+// skipByForm is skipItem for the buttons of rows, which all belong to one form.
+func (s *server) skipByForm(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathParam(r, "id")
+	if err != nil {
+		return err
+	}
+	in, err := readInput(r)
+	if err != nil {
+		return err
+	}
+	seq := in.numberFrom("item", 0, -1)
+	if seq < 0 {
+		in.fail(fleet.Invalid("item", "must be given"))
+	}
+	if err := in.done(); err != nil {
+		return err
+	}
+	if err := s.cfg.Batches.Skip(r.Context(), callerOf(r), id, seq); err != nil {
+		return notFound(err, unknownItem(id, seq))
+	}
+	return s.steerAnswer(w, r, id)
+}
+
+// itemPods is every pod of one node of a batch: a fragment for the row, a page for a browser without scripts.
+func (s *server) itemPods(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	id, err := pathParam(r, "id")
+	if err != nil {
+		return err
+	}
+	seq, err := itemParam(r)
+	if err != nil {
+		return err
+	}
+	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	if err != nil {
+		return notFound(err, unknownBatch(id))
+	}
+	i := slices.IndexFunc(items, func(it fleet.Item) bool { return it.Seq == seq })
+	if i < 0 {
+		return unknownItem(id, seq)
+	}
+	if htmx(r) {
+		return s.show(w, r, http.StatusOK, views.ItemPodsView(s.lang(r), items[i]))
+	}
+	p := views.ItemPods{Layout: s.layout(r, "batch.title", "batches"), Batch: b, Item: items[i]}
+	p.Static = true
+	return s.show(w, r, http.StatusOK, views.ItemPodsPage(p))
 }
 
 // itemParam is the place of a node in its batch, from the path.

@@ -93,6 +93,71 @@ func TestBrowser_Plan(t *testing.T) {
 	}
 }
 
+// batch serves the page of a batch of drains, and the pods of its nodes as often as they are asked for.
+func (s *stage) batch(w http.ResponseWriter, r *http.Request) {
+	const nonce = "batch7"
+	w.Header().Set("Content-Security-Policy", fmt.Sprintf(policy, nonce))
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	b := sampleDrainBatch(plainly)
+	b.State, b.PausedBy = fleet.BatchRunning, ""
+	err := Batch(BatchPage{
+		Layout: Layout{Lang: "en", Nav: "batches", User: "ada", Role: fleet.RoleOperator, Nonce: nonce, Path: r.URL.Path, Now: noon, Asset: static.Asset},
+		Panel:  BatchPanel{Lang: "en", Batch: b, Items: sampleDrainItems(plainly), CanSteer: true, Nonce: nonce, Key: "k", Stream: "/api/v1/batches/01JB/events"},
+	}).Render(r.Context(), w)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// The page of a batch: buttons follow the state, what is unfolded stays so and is read again when its row changes, the
+// focus stays where it was, and a node is skipped without leaving the page.
+func TestBrowser_BatchOfDrains(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	tb := s.open(t)
+	next(t, "stream of the list", s.conns)
+	tb.do(chromedp.Navigate(s.url + "/batches/01JB"))
+	c := next(t, "stream of the batch", s.follow)
+	shown := func(class string) bool {
+		return eval[bool](tb, `document.querySelector('.`+class+` button').checkVisibility()`)
+	}
+	if !shown("pause") || shown("resume") || !shown("cancel") || shown("retry") {
+		t.Error("a running batch offers the wrong buttons")
+	}
+	tb.click(`#i-3 details[data-pods-of] summary`)
+	tb.wait(`document.querySelectorAll('#pods-3 .pods > li').length === 14`)
+	if n := <-s.podReads; n != 1 {
+		t.Errorf("the pods were read %d times", n)
+	}
+	tb.do(chromedp.Focus(`#i-3 .do-skip`))
+
+	// A step of the drain comes in.
+	it := sampleDrainItems(plainly)[3]
+	it.Version, it.Drain.Pods = 8, it.Drain.Pods[:8]
+	b := sampleDrainBatch(plainly)
+	b.State = fleet.BatchPaused
+	c.say(t, "id: v8\ndata: %s%s", OOB(Renderer{}.BatchItem(it, "en"), "outerMorph"), Renderer{}.BatchProgress(b, "en"))
+	tb.wait(`document.querySelector('#i-3').dataset.v === '8'`)
+	tb.wait(`document.querySelectorAll('#pods-3 .pods > li').length === 8`)
+	if n := <-s.podReads; n != 2 {
+		t.Errorf("the pods were read %d times", n)
+	}
+	if !eval[bool](tb, `document.querySelector('#i-3 details[data-pods-of]').open && document.activeElement.matches('#i-3 .do-skip')`) {
+		t.Error("what was unfolded is folded, or the focus is lost")
+	}
+	tb.wait(`document.querySelector('#batch-now').innerText.includes('n-3 evicting 1/7')`)
+	if shown("pause") || !shown("resume") {
+		t.Error("a paused batch offers the wrong buttons")
+	}
+	tb.click(`#i-3 .do-skip`)
+	if post := next(t, "skip", s.posts); post.Get("item") != "3" {
+		t.Errorf("sent %v", post)
+	}
+	if got := eval[string](tb, `location.pathname`); got != "/batches/01JB" {
+		t.Errorf("the page was left for %s", got)
+	}
+}
+
 // The page of one node leads to its plan.
 func TestBrowser_PlanOfOneNode(t *testing.T) {
 	t.Parallel()

@@ -72,12 +72,13 @@ func (c *conn) say(t *testing.T, format string, args ...any) {
 
 // stage is a server with one page of nodes.
 type stage struct {
-	url    string
-	conns  chan *conn
-	follow chan *conn // streams of a batch's address
-	posts  chan url.Values
-	answer func(w http.ResponseWriter, r *http.Request) // to a batch
-	quit   chan struct{}
+	url      string
+	conns    chan *conn
+	follow   chan *conn // streams of a batch's address
+	posts    chan url.Values
+	podReads chan int                                     // how often the pods of a node of a batch were read
+	answer   func(w http.ResponseWriter, r *http.Request) // to a batch
+	quit     chan struct{}
 
 	mu       sync.Mutex
 	nodes    []*fleet.Node
@@ -92,7 +93,7 @@ type stage struct {
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	s := &stage{conns: make(chan *conn, 16), follow: make(chan *conn, 16), posts: make(chan url.Values, 16), quit: make(chan struct{})}
+	s := &stage{conns: make(chan *conn, 16), follow: make(chan *conn, 16), posts: make(chan url.Values, 16), podReads: make(chan int, 16), quit: make(chan struct{})}
 	for i := range 8 {
 		n := sampleNode(plainly)
 		n.Ref.Name, n.Schedulable, n.Cordon, n.Taints = fmt.Sprintf("n-%d", i), true, nil, nil
@@ -139,6 +140,30 @@ func newStage(t *testing.T) *stage {
 		s.answer(w, r)
 	})
 	mux.HandleFunc("POST /plan", s.plan)
+	mux.HandleFunc("GET /batches/{id}", s.batch)
+	mux.HandleFunc("POST /batches/{id}/skip", func(w http.ResponseWriter, r *http.Request) {
+		if err := r.ParseForm(); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		s.posts <- r.PostForm
+		w.WriteHeader(http.StatusAccepted)
+	})
+	mux.HandleFunc("GET /batches/{id}/items/3/pods", func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		s.reads++
+		n := s.reads
+		s.mu.Unlock()
+		it := sampleDrainItems(plainly)[3]
+		if n > 1 {
+			it.Drain.Pods = it.Drain.Pods[:8]
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		if err := ItemPodsView("en", it).Render(r.Context(), w); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		s.podReads <- n
+	})
 	mux.HandleFunc("GET /api/v1/batches/{id}/events", func(w http.ResponseWriter, r *http.Request) { s.stream(w, r, s.follow) })
 	mux.HandleFunc("GET /api/v1/nodes/refs", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -646,7 +671,7 @@ func openPanel(t *testing.T) string {
 	}
 	b := sampleBatch(plainly)
 	b.CancelledBy, b.Note = "", ""
-	panel, err := Fragment(Panel(BatchPanel{Lang: "en", Batch: b, Items: items, CanCancel: true, Embedded: true, Nonce: "another"}))
+	panel, err := Fragment(Panel(BatchPanel{Lang: "en", Batch: b, Items: items, CanSteer: true, Embedded: true, Nonce: "another"}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -177,8 +177,12 @@ func kubectl(cluster string, words ...string) string {
 	return b.String()
 }
 
-// batchKubectl is the batch's operation as kubectl would do it, one line per cluster.
+// batchKubectl is the batch's operation as kubectl would do it, a line for each cluster and command; "" for what kubectl
+// cannot say.
 func batchKubectl(op fleet.Operation, items []fleet.Item) string {
+	if op.Action == fleet.ActionRevert || op.Mode == fleet.EditReplace {
+		return ""
+	}
 	var order []string
 	nodes := map[string][]string{}
 	for _, it := range items {
@@ -187,11 +191,38 @@ func batchKubectl(op fleet.Operation, items []fleet.Item) string {
 		}
 		nodes[it.Ref.Cluster] = append(nodes[it.Ref.Cluster], it.Ref.Name)
 	}
-	lines := make([]string, len(order))
-	for i, c := range order {
-		lines[i] = kubectl(c, append([]string{string(op.Action)}, nodes[c]...)...)
+	var lines []string
+	for _, c := range order {
+		for _, cmd := range kubectlCommands(op) {
+			words := slices.Concat(cmd.verb, nodes[c], cmd.rest)
+			lines = append(lines, kubectl(c, words...))
+		}
 	}
 	return strings.Join(lines, "\n")
+}
+
+// command is one of kubectl's: the nodes stand between verb and rest.
+type command struct{ verb, rest []string }
+
+func kubectlCommands(op fleet.Operation) []command {
+	if op.Drain != nil {
+		return []command{{[]string{"drain"}, append([]string{"--ignore-daemonsets"}, drainFlags(*op.Drain)...)}}
+	}
+	var out []command
+	over := []string{}
+	if op.OnConflict == fleet.ConflictOverwrite {
+		over = append(over, "--overwrite")
+	}
+	if len(op.Labels) > 0 {
+		out = append(out, command{[]string{"label", "node"}, slices.Concat(op.Labels, over)})
+	}
+	if len(op.Taints) > 0 {
+		out = append(out, command{[]string{"taint", "node"}, slices.Concat(op.Taints, over)})
+	}
+	if op.Action == fleet.ActionCordon || op.Action == fleet.ActionUncordon {
+		out = append(out, command{[]string{string(op.Action)}, nil})
+	}
+	return out
 }
 
 // batchClass colours state and outcome; the words stand beside it.

@@ -69,7 +69,7 @@ func TestCatalogue_SameKeysSamePlaceholders(t *testing.T) {
 // Keys that are put together from a part and a value of the program.
 var families = map[string][]string{
 	"role.":          {"viewer", "operator", "admin"},
-	"nav.":           {"nodes", "clusters", "batches", "users", "audit"},
+	"nav.":           {"nodes", "clusters", "batches", "templates", "users", "audit"},
 	"facet.":         {"role", "zone", "type", "version"},
 	"group.":         groupWords(Query{}),
 	"cluster.state.": {"connecting", "syncing", "live", "stale", "unreachable", "unauthorized", "forbidden", "asleep", "stopped"},
@@ -79,18 +79,33 @@ var families = map[string][]string{
 	"plan.will.":     actionNames(),
 	"plan.empty.":    actionNames(),
 	"plan.impact.":   seriousImpacts,
-	"bar.":           {"drain", "labels", "taints", "apply-template"},
-	"opt.":           append(slices.Clone(rolloutFields), "reason", "labels", "taints", "source"),
-	"consent.":       {"delete_emptydir_data", "force", "ignore_opt_out"},
-	"outcome.":       {"succeeded", "partial", "failed", "cancelled", "skipped", "denied"},
-	"item.":          {"queued", "running", "succeeded", "failed", "skipped", "cancelled"},
-	"phase.":         {"intent", "result", "denied", "event"},
-	"code.":          {"unchanged", "cleaned", "not_found", "replaced", "foreign_cordon", "forbidden", "unauthorized", "conflict", "unavailable", "invalid", "failed", "cancelled", "stopped", "authority_lost", "skipped", "protected", "changed_since", "nothing_to_undo", "blocked", "timed_out", "partial", "uncordoned", "locked"},
-	"col.":           {"cluster", "name", "status", "scheduling", "cpu", "memory", "pods", "taints", "zone", "version", "age"},
-	"script.":        scriptKeys,
-	"sched.":         {"yes", "no", "by", "with"},
-	"theme.":         {"system", "light", "dark"},
-	"error.":         {"unauthenticated", "forbidden", "not_found", "method", "conflict", "blocked", "too_large", "unsupported", "invalid", "too_many", "unavailable", "timeout", "internal"},
+	"trouble.":       troubleNames(),
+	"says.":          {"blocked_by_pdb", "blocked_by_pdbs", "attempt", "retry", "grace"},
+	"batch.do.":      {"pause", "resume", "cancel", "retry", "skip", "revert", "report", "link"},
+	"rollout.":       append(slices.Clone(rolloutFields), "canary"),
+	"note.": {
+		"identity", "restricted", "role", "traffic", "storage", "pool", "feature", "absent", "used", "controller", "control_plane", "out_of_service",
+	},
+	"bar.":     {"drain", "labels", "taints", "apply-template"},
+	"opt.":     append(slices.Clone(rolloutFields), "reason", "labels", "taints", "source"),
+	"consent.": {"delete_emptydir_data", "force", "ignore_opt_out"},
+	"outcome.": {"succeeded", "partial", "failed", "cancelled", "skipped", "denied"},
+	"item.":    {"queued", "running", "succeeded", "failed", "skipped", "cancelled"},
+	"phase.":   {"intent", "result", "denied", "event"},
+	"code.":    {"unchanged", "cleaned", "not_found", "replaced", "foreign_cordon", "forbidden", "unauthorized", "conflict", "unavailable", "invalid", "failed", "cancelled", "stopped", "authority_lost", "skipped", "protected", "changed_since", "nothing_to_undo", "blocked", "timed_out", "partial", "uncordoned", "locked"},
+	"col.":     {"cluster", "name", "status", "scheduling", "cpu", "memory", "pods", "taints", "zone", "version", "age"},
+	"script.":  scriptKeys,
+	"sched.":   {"yes", "no", "by", "with"},
+	"theme.":   {"system", "light", "dark"},
+	"error.":   {"unauthenticated", "forbidden", "not_found", "method", "conflict", "blocked", "too_large", "unsupported", "invalid", "too_many", "unavailable", "timeout", "internal"},
+}
+
+func troubleNames() []string {
+	out := make([]string, len(troubles))
+	for i, s := range troubles {
+		out[i] = string(s)
+	}
+	return out
 }
 
 func actionNames() []string {
@@ -111,6 +126,8 @@ var constants = []codes{
 	{"../internal/fleet/plan.go", `\w+\s+NodeVerdict\s+=`, "node.verdict."},
 	{"../internal/fleet/plan.go", `\w+\s+EditOutcome\s+=`, "edit."},
 	{"../internal/fleet/plan.go", `Confirm\w+\s+=`, "confirm."},
+	{"../internal/fleet/drain.go", `\w+\s+DrainState\s+=`, "drain."},
+	{"../internal/fleet/drain.go", `\w+\s+PodState\s+=`, "pod."},
 	{"../internal/drain/classify.go", `Code\w+\s+=`, "reason."},
 	{"../internal/drain/budget.go", `Why\w+\s+=`, "why."},
 	{"../internal/drain/plan.go", `Impact\w+\s+=`, "impact."},
@@ -193,7 +210,7 @@ func TestCatalogue_HoldsWhatIsUsed(t *testing.T) {
 }
 
 // Kubernetes' own words and names of products, which are the same in every language.
-var untranslated = []string{"GPU", "CPU", "Ready", "NotReady", "English", "中文", "kubelet", "uid", "JSON"}
+var untranslated = []string{"GPU", "CPU", "Ready", "NotReady", "English", "中文", "kubelet", "uid", "JSON", "CSV", "NDJSON"}
 
 // No text of a page stands outside the catalogue. Rough: it sees runs of letters
 // between tags, and in the attributes that people read.

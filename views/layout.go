@@ -8,9 +8,9 @@ import (
 )
 
 // htmxConfigJSON: extensions are a whitelist; elements with data-keep and the text of times are the browser's own and
-// are never morphed; data-ui- attributes are set by our scripts. live.js decides when a stream is opened again.
+// are never morphed; data-ui- attributes are set by our scripts, and what is open was opened by a person. live.js decides when a stream is opened again.
 const htmxConfigJSON = `{"extensions":"hx-csp, sse","morphSkip":"[data-keep]","morphSkipChildren":"time",` +
-	`"morphIgnore":["data-htmx-powered","data-ui-"],"history":"reload","includeIndicatorCSS":false,` +
+	`"morphIgnore":["data-htmx-powered","data-ui-","open"],"history":"reload","includeIndicatorCSS":false,` +
 	`"sse":{"reconnectMaxAttempts":0,"pauseOnBackground":false,"connectTimeout":10000}}`
 
 func htmlLang(lang string) string {
@@ -25,7 +25,7 @@ var scriptKeys = []string{
 	"live", "polling", "connecting", "reconnecting", "stale", "ended", "signin", "signedout", "forbidden", "newbuild",
 	"reload", "moved_one", "moved_other", "copied", "copyfailed", "selected_one", "selected_other",
 	"cordon_one", "cordon_other", "uncordon_one", "uncordon_other", "allmatching", "partmatching", "allfailed",
-	"failed", "now", "cancelling", "brokenoff", "open",
+	"failed", "now", "sent", "brokenoff", "open",
 }
 
 func scriptTexts(lang string) templ.OrderedAttributes {
@@ -49,6 +49,9 @@ var helpKeys = []helpKey{
 	{[]string{"a"}, "keys.all"},
 	{[]string{"c"}, "keys.cordon"},
 	{[]string{"u"}, "keys.uncordon"},
+	{[]string{"d"}, "keys.drain"},
+	{[]string{"l"}, "keys.labels"},
+	{[]string{"t"}, "keys.taints"},
 	{[]string{"enter"}, "keys.open"},
 	{[]string{"esc"}, "keys.esc"},
 	{[]string{"g", "n"}, "keys.nodes"},

@@ -152,13 +152,14 @@ type BatchPage struct {
 
 // BatchPanel is the live part of a batch.
 type BatchPanel struct {
-	Lang      string
-	Batch     fleet.Batch
-	Items     []fleet.Item
-	Stream    string // where to follow it, with cursor; "" when the stream is the answer itself or the batch is done
-	CanCancel bool
-	Embedded  bool // inside the node list rather than on its own page
-	Nonce     string
+	Lang     string
+	Batch    fleet.Batch
+	Items    []fleet.Item
+	Stream   string // where to follow it, with cursor; "" when the stream is the answer itself or the batch is done
+	CanSteer bool   // pause, resume, cancel, skip, retry, take back
+	Embedded bool   // inside the node list rather than on its own page
+	Nonce    string
+	Key      string // fresh idempotency key for a repetition
 }
 
 // BatchItemRow is the live row of one node of a batch, shared like NodeRow.

@@ -441,7 +441,7 @@ func nodeFaults(lang string, p *fleet.Plan) []warning {
 			if names[n.Fault] == nil {
 				order = append(order, n.Fault)
 			}
-			name := n.NodeRef.String()
+			name := n.String()
 			if n.Message != "" {
 				name += ": " + n.Message
 			}
@@ -883,12 +883,8 @@ func wavesText(lang string, b fleet.Budget) string {
 
 func kubectlText(lines []string) string { return strings.Join(lines, "\n") }
 
-func planURL(action fleet.Action, more ...string) string {
-	v := url.Values{"action": {string(action)}}
-	for i := 0; i+1 < len(more); i += 2 {
-		v.Set(more[i], more[i+1])
-	}
-	return "/plan?" + v.Encode()
+func revertURL(id string) string {
+	return "/plan?" + url.Values{"action": {string(fleet.ActionRevert)}, "batch": {id}}.Encode()
 }
 
 func batchPlanURL(id string) string     { return batchURL(id) + "/plan" }

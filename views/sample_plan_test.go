@@ -138,18 +138,116 @@ func planSamples(say say, lang string) map[string]templ.Component {
 		"taints": say("a:NoSchedule"), "source": say("prod-eu/n-1"), "template": say("t1"), "value.team": say("search"), "batch": say("01JB"), "confirm": say("prod"), "order": "zone", "mode": "replace",
 	}
 	out := map[string]templ.Component{}
-	for _, a := range fleet.Actions() {
+	for _, a := range []fleet.Action{fleet.ActionUncordon, fleet.ActionDrain, fleet.ActionLabels, fleet.ActionTaints, fleet.ActionCopy, fleet.ActionTemplate, fleet.ActionRevert} {
 		p := PlanPage{Layout: l, Action: a, Asked: asked, Nodes: refs, Errors: map[string]string{}, Plan: sampleDiffPlan(say), Templates: sampleTemplates(say), Key: "k9"}
 		p.Static = true
 		if a == fleet.ActionDrain {
 			p.Plan = sampleDrainPlan(say)
 		}
-		out["page-plan-"+string(a)] = Plan(p)
+		if a == fleet.ActionDrain || a == fleet.ActionTemplate {
+			out["page-plan-"+string(a)] = Plan(p)
+		}
 		p.Plan, p.Errors, p.Problem, p.Holder = nil, wrong, say("n-1 is being worked on"), say("01JC")
 		out["page-plan-wrong-"+string(a)] = Plan(p)
-		p.Errors, p.Problem, p.Holder, p.Asked = nil, "", "", Asked{}
-		out["page-plan-empty-"+string(a)] = Plan(p)
+		if a == fleet.ActionLabels {
+			p.Errors, p.Problem, p.Holder, p.Asked = nil, "", "", Asked{}
+			out["page-plan-empty"] = Plan(p)
+		}
 	}
+	some := TemplatesPage{Layout: l, Templates: sampleTemplates(say), CanEdit: true, Edit: say("t1"), Asked: AskedOf(sampleTemplates(say)[0])}
+	some.Nav, some.Static = "templates", true
+	none := TemplatesPage{Layout: some.Layout, CanEdit: true, Asked: Asked{}, Errors: map[string]string{"": say("no"), "name": say("taken"), "labels": say("bad"), "values": say("bad")}}
+	out["page-templates"], out["page-templates-none"] = Templates(some), Templates(none)
 	out["page-plan-report"] = BatchPlan(PlanReport{Layout: l, Batch: sampleBatch(say), Plan: sampleDrainPlan(say)})
 	return out
+}
+
+// sampleDrain is a drain that is held up in every way at once.
+func sampleDrain(say say) *fleet.DrainProgress {
+	until := noon.Add(2 * time.Minute)
+	pod := func(name string, s fleet.PodState) fleet.PodProgress {
+		return fleet.PodProgress{Namespace: say("shop"), Name: say(name), UID: say("uid-" + name), OwnerKind: say("Deployment"), OwnerName: say("web"), State: s}
+	}
+	blocked := pod("web-7d9c4-x2x9p", fleet.PodBlockedByPDB)
+	blocked.Attempt, blocked.HTTP, blocked.Budgets, blocked.Needed, blocked.Healthy, blocked.Until = 4, 429, []string{say("web")}, 4, 4, &until
+	blocked.Message = say("Cannot evict pod as it would violate the pod's disruption budget.")
+	again := blocked
+	again.Name = say("web-7d9c4-bbbbb")
+	hook := pod("guarded-0", fleet.PodBlockedByHook)
+	hook.Attempt, hook.HTTP, hook.Message = 2, 403, say("admission webhook \"guard.example.com\" denied the request")
+	overdue := pod("queue-2", fleet.PodOverdue)
+	overdue.Until, overdue.Message = &until, say("finalizers: example.com/drain")
+	ending := pod("api-1", fleet.PodTerminating)
+	ending.Until = &until
+	consent := pod("shell", fleet.PodBlocked)
+	consent.Reasons = []fleet.Reason{{ID: "DR-06", Code: "unmanaged", Consent: fleet.ConsentUnmanaged}}
+	stays := pod("node-exporter-1", fleet.PodIgnored)
+	stays.Reasons = []fleet.Reason{{ID: "DR-02", Code: "daemon_set", Detail: say("DaemonSet node-exporter")}}
+	d := &fleet.DrainProgress{
+		State: fleet.DrainEvicting, Since: noon, Message: say("waits for budgets"), Evicted: 5, Volumes: []string{say("pvc-1")}, WeakLock: true,
+		Pods: []fleet.PodProgress{pod("done-1", fleet.PodGone), ending, blocked, again, hook, overdue, consent, stays, pod("next-1", fleet.PodQueued)},
+	}
+	for i := range 5 {
+		d.Pods = append(d.Pods, pod(fmt.Sprintf("gone-%d", i), fleet.PodGone))
+	}
+	return d
+}
+
+func sampleDrainItems(say say) []fleet.Item {
+	items := sampleItems(say)
+	items[3].Drain, items[3].Zone, items[3].Version = sampleDrain(say), say("eu-1a"), 7
+	done := sampleDrain(say)
+	done.State, done.Message = fleet.DrainDone, ""
+	for i := range done.Pods {
+		done.Pods[i].State, done.Pods[i].Message, done.Pods[i].Until = fleet.PodGone, "", nil
+	}
+	items[0].Drain = done
+	items[0].Edits = []fleet.Edit{
+		{Kind: fleet.EditCordon, After: new(say("note")), Outcome: fleet.EditChanged},
+		{Kind: fleet.EditLabel, Key: say("team"), Before: new(say("a")), After: new(say("b")), Outcome: fleet.EditChanged},
+	}
+	return items
+}
+
+func sampleDrainBatch(say say) fleet.Batch {
+	b := sampleBatch(say)
+	b.Operation = fleet.Operation{
+		Action: fleet.ActionDrain, Reason: say("kernel update"),
+		Drain: &fleet.DrainOptions{GracePeriodSeconds: 30, TimeoutSeconds: 600, DeleteEmptyDirData: true, Force: true, PodSelector: say("app=web"), UncordonAfter: true},
+	}
+	b.Rollout = fleet.Rollout{MaxConcurrent: 2, PerZone: 1, MaxFailures: 1, Canary: 1, PauseBetween: 30 * time.Second, Order: fleet.OrderZone}
+	b.CancelledBy, b.PausedBy, b.Parent, b.Note = "", say("bob"), say("01JA0000000000"), say("waiting: 3 of 3 nodes of prod are unavailable")
+	b.State = fleet.BatchPaused
+	return b
+}
+
+// drainSamples are a batch of drains, and what belongs to it.
+func drainSamples(say say, lang string) map[string]templ.Component {
+	l := sampleLayout(say, lang)
+	items, b := sampleDrainItems(say), sampleDrainBatch(say)
+	panel := BatchPanel{Lang: lang, Batch: b, Items: items, CanSteer: true, Nonce: "n0nce", Key: "k3", Stream: "/batches/x/events?since=v1"}
+	reverting, stopped := b, b
+	reverting.Operation = fleet.Operation{
+		Action: fleet.ActionRevert, Revert: say("01JA"), Labels: []string{say("a=b")}, Taints: []string{say("x:NoSchedule")}, Template: &fleet.TemplateUse{Name: say("gpu"), Version: 2},
+		Source: &fleet.NodeRef{Cluster: say("prod"), Name: say("n")},
+	}
+	reverting.State, reverting.Outcome, reverting.PausedBy = fleet.BatchDone, fleet.OutcomePartial, ""
+	stopped.State, stopped.PausedBy = fleet.BatchInterrupted, "*canary"
+	taken, interrupted := panel, panel
+	taken.Batch, taken.Stream, interrupted.Batch, interrupted.CanSteer = reverting, "", stopped, false
+	embedded := panel
+	embedded.Embedded = true
+	page := ItemPods{Layout: l, Batch: b, Item: items[3]}
+	page.Static = true
+	return map[string]templ.Component{
+		"item-drain":             BatchItemRowView(BatchItemRow{Item: items[3], Lang: lang}),
+		"item-done":              BatchItemRowView(BatchItemRow{Item: items[0], Lang: lang}),
+		"progress-paused":        BatchProgressView(BatchProgress{Batch: b, Lang: lang}),
+		"panel-drain":            Panel(embedded),
+		"pods-of-item":           ItemPodsView(lang, items[3]),
+		"page-batch-drain":       Batch(BatchPage{Layout: l, Panel: panel}),
+		"page-batch-revert":      Batch(BatchPage{Layout: l, Panel: taken}),
+		"page-batch-interrupted": Batch(BatchPage{Layout: l, Panel: interrupted}),
+		"page-item-pods":         ItemPodsPage(page),
+	}
 }

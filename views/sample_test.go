@@ -118,7 +118,7 @@ func samples(say say, lang string) map[string]templ.Component {
 	lost.Name, starting.Name = say("prod-us"), say("lab")
 	other := lost
 	other.UID, other.FoundUID = say("0f7c11aa-known"), say("99de55bb-found")
-	panel := BatchPanel{Lang: lang, Batch: batch, Items: items, CanCancel: true, Nonce: "n0nce"}
+	panel := BatchPanel{Lang: lang, Batch: batch, Items: items, CanSteer: true, Nonce: "n0nce"}
 	page, embedded, report := panel, panel, panel
 	page.Stream, embedded.Embedded, report.Batch = "/batches/x/events?since=e.1", true, done
 	fleetPage := NodesPage{
@@ -183,6 +183,7 @@ func samples(say say, lang string) map[string]templ.Component {
 		"page-error": Error(problem),
 	}
 	maps.Copy(all, planSamples(say, lang))
+	maps.Copy(all, drainSamples(say, lang))
 	return all
 }
 

@@ -224,16 +224,18 @@ func loginURL(path string) string {
 	return "/login?" + url.Values{"next": {path}}.Encode()
 }
 
-func batchesURL(state, user string) string {
+func batchesURL(f fleet.BatchFilter) string {
 	v := url.Values{}
-	if state != "" {
-		v.Set("state", state)
-	}
-	if user != "" {
-		v.Set("user", user)
+	for name, value := range map[string]string{"state": string(f.State), "user": f.User, "cluster": f.Cluster, "since": day(f.Since)} {
+		if value != "" {
+			v.Set(name, value)
+		}
 	}
 	if len(v) == 0 {
 		return "/batches"
 	}
 	return "/batches?" + v.Encode()
 }
+
+func withState(f fleet.BatchFilter, s fleet.BatchState) fleet.BatchFilter { f.State = s; return f }
+func withUser(f fleet.BatchFilter, user string) fleet.BatchFilter         { f.User = user; return f }

@@ -21,7 +21,7 @@ import (
 func isPage(name string) bool { return strings.HasPrefix(name, "page-") }
 
 // fragments are what streams carry.
-var fragments = []string{"row", "cluster-row", "cluster-lost", "cluster-other", "badge", "badge-lost", "item", "item-skipped", "progress", "counts", "panel", "group", "group-none"}
+var fragments = []string{"row", "cluster-row", "cluster-lost", "cluster-other", "badge", "badge-lost", "item", "item-skipped", "progress", "counts", "panel", "group", "group-none", "item-drain", "item-done", "progress-paused", "panel-drain"}
 
 func document(t *testing.T, page []byte) *goquery.Document {
 	t.Helper()
@@ -344,10 +344,19 @@ func TestForms_Fields(t *testing.T) {
 		"/api/v1/users":               {"name", "role", "password"},
 		"/api/v1/users/ada":           {"role", "disabled"},
 		"/api/v1/users/bob":           {"role", "disabled"},
+		"/batches":                    {"state", "user", "cluster", "since"},
 		"/audit":                      {"user", "action", "cluster", "node", "since", "until"},
 		"/nodes":                      {"q", "sort", "per_page", "group"},
 		"/clusters/prod-eu/nodes":     {"q", "sort", "per_page", "group"},
 		"/api/v1/batches/01JB/cancel": nil,
+		"/api/v1/batches/01JB/pause":  nil,
+		"/api/v1/templates":           {"name", "note", "labels", "taints", "values"},
+		"/api/v1/templates/t1":        {"name", "note", "labels", "taints", "values", "version"},
+		"/api/v1/templates/t1/delete": nil,
+		"/api/v1/templates/t2/delete": nil,
+		"/api/v1/batches/01JB/resume": nil,
+		"/api/v1/batches/01JB/retry":  {"idempotency_key"},
+		"/batches/01JB/skip":          nil,
 		"/api/v1/sessions/h/delete":   nil,
 		"/api/v1/tokens/t/delete":     nil,
 		"/clusters/prod-us/retry":     nil,
@@ -643,6 +652,65 @@ func BenchmarkNodesPage200(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		render(b, Nodes(p))
+	}
+}
+
+// The row of a drain is sent with every step of it: it names what holds the drain up, and no more than that.
+func TestBatchItemRow_IsSmall(t *testing.T) {
+	t.Parallel()
+	it := sampleDrainItems(plainly)[3]
+	for len(it.Drain.Pods) < 110 {
+		it.Drain.Pods = append(it.Drain.Pods, it.Drain.Pods[2])
+	}
+	for _, lang := range Languages {
+		row := Renderer{}.BatchItem(it, lang)
+		if len(row) > 9000 {
+			t.Errorf("a row with 110 pods in %s has %d bytes", lang, len(row))
+		}
+		d := document(t, []byte("<table>"+string(row)+"</table>"))
+		if n := d.Find(".c-why > .pods > li:not(.quiet)").Length(); n != maxTrouble {
+			t.Errorf("it names %d pods", n)
+		}
+	}
+}
+
+func TestDrainWords(t *testing.T) {
+	t.Parallel()
+	want := "evicting 6/13 · 1 need a consent · 2 blocked by budget web (needs 4, has 4) · 1 refused by an admission webhook · 1 overdue"
+	if got := drainWords("en", sampleDrain(plainly)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if got := drainWords("en", &fleet.DrainProgress{State: fleet.DrainCordoning}); got != "cordoning" {
+		t.Errorf("without pods: %s", got)
+	}
+}
+
+func TestBatchKubectl(t *testing.T) {
+	t.Parallel()
+	items := []fleet.Item{
+		{Ref: fleet.NodeRef{Cluster: "a", Name: "n-1"}}, {Ref: fleet.NodeRef{Cluster: "b c", Name: "n-2"}}, {Ref: fleet.NodeRef{Cluster: "a", Name: "n-3"}},
+	}
+	for _, tt := range []struct {
+		op   fleet.Operation
+		want string
+	}{
+		{fleet.Operation{Action: fleet.ActionCordon}, "kubectl --context a cordon n-1 n-3\nkubectl --context 'b c' cordon n-2"},
+		{
+			fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{GracePeriodSeconds: -1, Force: true, PodSelector: "a in (b, c)", TimeoutSeconds: 60}},
+			"kubectl --context a drain n-1 n-3 --ignore-daemonsets --force --timeout=60s '--pod-selector=a in (b, c)'\n" +
+				"kubectl --context 'b c' drain n-2 --ignore-daemonsets --force --timeout=60s '--pod-selector=a in (b, c)'",
+		},
+		{
+			fleet.Operation{Action: fleet.ActionTemplate, Labels: []string{"x=y", "z-"}, Taints: []string{"d=g:NoSchedule"}, OnConflict: fleet.ConflictOverwrite},
+			"kubectl --context a label node n-1 n-3 x=y z- --overwrite\nkubectl --context a taint node n-1 n-3 d=g:NoSchedule --overwrite\n" +
+				"kubectl --context 'b c' label node n-2 x=y z- --overwrite\nkubectl --context 'b c' taint node n-2 d=g:NoSchedule --overwrite",
+		},
+		{fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"x=y"}, Mode: fleet.EditReplace}, ""},
+		{fleet.Operation{Action: fleet.ActionRevert}, ""},
+	} {
+		if got := batchKubectl(tt.op, items); got != tt.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.op.Action, got, tt.want)
+		}
 	}
 }
 

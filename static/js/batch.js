@@ -85,18 +85,22 @@ document.addEventListener('submit', async e => {
   const form = e.target.closest('form[data-quiet]');
   if (!form) return;
   e.preventDefault();
-  const button = form.querySelector('button');
+  const button = e.submitter ?? form.querySelector('button');
+  const fields = new FormData(form, e.submitter);
+  const words = button.textContent;
   button.disabled = true;
   try {
-    const answer = await fetch(form.action, {method: 'POST', headers: {Accept: 'application/json'}});
+    const answer = await fetch(form.action, {method: 'POST', headers: {Accept: 'application/json'}, body: new URLSearchParams(fields)});
     if (answer.ok) {
-      button.textContent = t('cancelling');
+      // What comes of it comes with the stream, and shows other buttons; this one may be wanted again.
+      button.textContent = t('sent');
+      setTimeout(() => { button.textContent = words; button.disabled = false; }, 3000);
       return;
     }
     const problem = await answer.json();
     toast(problem.detail ?? problem.title);
   } catch (err) {
-    console.error('cancel', err);
+    console.error('steering', err);
     toast(t('failed'));
   }
   button.disabled = false;
@@ -111,3 +115,74 @@ document.addEventListener('click', e => {
   current?.reader?.cancel();
   document.getElementById('follow')?.remove();
 });
+
+// ---- pods of a node ------------------------------------------------------------------------------------------------
+
+// The pods are fetched when somebody unfolds them, and again, at most every second, while they are open and their row
+// changes. The element they land in is left alone by changes of the row.
+const wanted = new WeakMap(); // details → {busy, version, at}
+
+async function pods(details) {
+  const row = details.closest('tr'), base = details.closest('[data-pods]')?.dataset.pods;
+  const box = document.getElementById(`pods-${details.dataset.podsOf}`);
+  if (!row || !base || !box) return;
+  const state = wanted.get(details) ?? {busy: false, version: '', at: 0};
+  wanted.set(details, state);
+  if (state.busy || state.version === row.dataset.v) return;
+  const wait = state.at + 1000 - Date.now();
+  state.busy = true;
+  if (wait > 0) await new Promise(done => setTimeout(done, wait));
+  state.version = row.dataset.v;
+  state.at = Date.now();
+  try {
+    await htmx.ajax('GET', `${base}${details.dataset.podsOf}/pods`, {target: box, swap: 'innerHTML'});
+  } catch (err) {
+    console.error('pods', err);
+  }
+  state.busy = false;
+  if (details.open && details.isConnected) pods(details); // it may have changed meanwhile
+}
+
+document.addEventListener('toggle', e => {
+  if (e.target.matches?.('details[data-pods-of]') && e.target.open) pods(e.target);
+}, true);
+
+// ---- what is happening now -----------------------------------------------------------------------------------------
+
+const most = 8;
+
+// The summary is made of the rows, so that it says what they say.
+function now() {
+  const list = document.querySelector('#batch-now ul');
+  if (!list) return;
+  const running = [...document.querySelectorAll('#items tr[data-state=running]')];
+  const held = row => row.querySelectorAll('.c-why > .pods > li').length;
+  running.sort((a, b) => held(b) - held(a));
+  const lines = running.slice(0, most).map(row => {
+    const li = document.createElement('li'), link = document.createElement('a'), words = document.createElement('span');
+    link.href = `#${row.id}`;
+    link.textContent = row.querySelector('.c-name a').textContent;
+    words.textContent = row.querySelector('.sum > span')?.textContent ?? row.querySelector('.c-state').textContent;
+    li.append(link, ' ', words);
+    return li;
+  });
+  if (running.length > most) {
+    const li = document.createElement('li');
+    li.className = 'quiet';
+    li.textContent = `+${running.length - most}`;
+    lines.push(li);
+  }
+  list.replaceChildren(...lines);
+}
+
+document.addEventListener('htmx:sse:after:message', () => {
+  if (!document.getElementById('items')) return;
+  now();
+  for (const details of document.querySelectorAll('details[data-pods-of][open]')) pods(details);
+});
+
+// A link to this batch, for others. What copies comes after this.
+document.addEventListener('click', e => {
+  const button = e.target.closest('[data-copy-link]');
+  if (button) button.dataset.copy = new URL(button.dataset.copyLink, location.href).href;
+}, true);

@@ -23,12 +23,16 @@ function tick(shiftKey) {
 function verb(name) {
   const form = bar();
   if (!form) return;
-  if (!form.matches('[data-single], [data-ui-open]')) tick(false);
+  if (!form.matches('[data-single], [data-ui-open]')) {
+    if (!row()) return; // nothing is meant
+    tick(false);
+  }
   // The bar opens in a microtask, once the selection has been drawn.
   setTimeout(() => {
     const button = form.querySelector(`button[value=${name}]`);
     if (!button || button.hidden) return;
-    (name === 'cordon' ? form.elements.reason : button).focus();
+    if (button.hasAttribute('formaction')) button.click(); // only looks at what would happen
+    else (name === 'cordon' ? form.elements.reason : button).focus();
   });
 }
 
@@ -53,6 +57,9 @@ const plain = {
   a: () => { const all = document.getElementById('all'); if (all?.checkVisibility()) all.click(); },
   c: () => verb('cordon'),
   u: () => verb('uncordon'),
+  d: () => verb('drain'),
+  l: () => verb('labels'),
+  t: () => verb('taints'),
   g: () => { leader = Date.now(); },
   '?': () => help?.showModal(),
 };
