@@ -2,6 +2,7 @@ package drain
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -165,6 +166,9 @@ func TestDrain_Held(t *testing.T) {
 	}
 	if w := b.c.AuditLog(t).Writes(b.mark, "pods", kubetest.ByAgent(b.agent)); len(w) != 0 {
 		t.Errorf("written while held: %v", w)
+	}
+	if story := d.story(); strings.Contains(story, string(fleet.PodEvicting)+" #") || !strings.Contains(story, string(fleet.PodQueued)) {
+		t.Errorf("pods did not stay as they were:\n%s", story)
 	}
 	s.set(false)
 	// Loaded machines may take all of what is left.
@@ -365,5 +369,65 @@ func TestDrain_TrackerAgrees(t *testing.T) {
 		}) {
 			t.Errorf("tracked %+v", p)
 		}
+	}
+}
+
+// TestDrain_TwinOnTheSameNode: between the watch and the eviction another pod gets the name, on the same node. It is
+// not evicted in the place of the one that was announced, but for itself.
+func TestDrain_TwinOnTheSameNode(t *testing.T) {
+	t.Parallel()
+	var (
+		mu        sync.Mutex // guards announced
+		announced = map[string]bool{}
+		swap      func()
+	)
+	b := newBench(t, func(cfg *rest.Config) {
+		cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper {
+			return roundTrip{rt, func(r *http.Request) (*http.Response, error) {
+				switch {
+				case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/pods/lone"):
+					swap()
+				case strings.HasSuffix(r.URL.Path, "/eviction"):
+					var e policyv1.Eviction
+					body, err := r.GetBody()
+					if err == nil {
+						err = json.NewDecoder(body).Decode(&e)
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					if err != nil || !announced[string(*e.DeleteOptions.Preconditions.UID)] {
+						t.Errorf("sent %+v, announced %v, %v", e.DeleteOptions, announced, err)
+					}
+				}
+				return rt.RoundTrip(r)
+			}}
+		})
+	})
+	ns := b.c.Namespace(t)
+	node := b.c.Node(t, kubetest.NodeSpec{})
+	spec := kubetest.PodSpec{Namespace: ns, Name: "lone", Node: node.Name}
+	first := b.c.Pod(t, spec)
+	swap = sync.OnceFunc(func() {
+		api := b.c.Client().CoreV1().Pods(ns)
+		if err := api.Delete(t.Context(), "lone", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}); err != nil {
+			t.Error(err)
+			return
+		}
+		twin := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "lone", Labels: first.Labels}, Spec: *first.Spec.DeepCopy()}
+		if _, err := api.Create(t.Context(), twin, metav1.CreateOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+	d := b.start(node, hasty, consenting(fleet.ConsentUnmanaged), func(j *Job) {
+		j.Intend = func(_ context.Context, p fleet.PodProgress) error {
+			mu.Lock()
+			defer mu.Unlock()
+			announced[p.UID] = true
+			return nil
+		}
+	})
+	d.end(fleet.DrainDone, nil)
+	if got := b.evictions(); len(got) != 1 || got[string(first.UID)] != "" {
+		t.Errorf("evicted %v; the first one was %s", got, first.UID)
 	}
 }
