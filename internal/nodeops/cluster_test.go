@@ -142,7 +142,7 @@ func (w *whole) submit(op fleet.Operation, nodes ...string) string {
 // wait waits for the batch to be done, woken by the engine's own hints.
 func (w *whole) wait(id string) (fleet.Batch, []fleet.Item) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Minute) // a bound for what hangs, not for what is slow
 	defer cancel()
 	for {
 		b, items, err := w.engine.Batch(ctx, id)
@@ -402,6 +402,7 @@ func TestCluster_ConflictStorm(t *testing.T) {
 	for _, name := range nodes {
 		storm.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
+				began := time.Now()
 				patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"Storm","status":"True","reason":"R%d"}]}}`, i)
 				_, err := c.Client().CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
 				if err != nil && ctx.Err() == nil {
@@ -411,10 +412,11 @@ func TestCluster_ConflictStorm(t *testing.T) {
 				mu.Lock()
 				written++
 				mu.Unlock()
-				// Two orders above a kubelet. Five tries are not meant to win against a writer that never pauses.
+				// Two orders above a kubelet, and less on a machine that is slow: there our reads and writes are as well, and
+				// five tries are not meant to win against a writer that never pauses.
 				select {
 				case <-ctx.Done():
-				case <-time.After(100 * time.Millisecond):
+				case <-time.After(max(100*time.Millisecond, 10*time.Since(began))):
 				}
 			}
 		})
