@@ -1099,7 +1099,7 @@ func TestEngine_Revert(t *testing.T) {
 		}
 		f.wait(done)
 		for _, tt := range []struct{ id, node, field string }{
-			{"", "", "revert"}, {"nothing", "", "revert"}, {done, "n9", "nodes"},
+			{"", "", "batch"}, {"nothing", "", "batch"}, {done, "n9", "nodes"},
 		} {
 			s := revert(tt.id)
 			if tt.node != "" {

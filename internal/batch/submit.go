@@ -94,12 +94,12 @@ func (e *Engine) complete(r *request) (err error) {
 // takeBack finds what a revert is about: the nodes that the batch it names has changed.
 func (e *Engine) takeBack(ctx context.Context, r *request) error {
 	if r.spec.Revert == "" {
-		return fleet.Invalid("revert", "must name the batch that is to be taken back")
+		return fleet.Invalid("batch", "must name the batch that is to be taken back")
 	}
 	done, items, err := e.cfg.Store.Batch(ctx, r.spec.Revert, 0)
 	switch {
 	case errors.Is(err, fleet.ErrNotFound):
-		return fleet.Invalid("revert", "there is no batch %q", r.spec.Revert)
+		return fleet.Invalid("batch", "there is no batch %q", r.spec.Revert)
 	case err != nil:
 		return fmt.Errorf("reading batch %s: %w", r.spec.Revert, err)
 	case done.State != fleet.BatchDone:
@@ -117,7 +117,7 @@ func (e *Engine) takeBack(ctx context.Context, r *request) error {
 		}
 	}
 	if len(all) == 0 {
-		return fleet.Invalid("revert", "batch %s has changed nothing that could be taken back", done.ID)
+		return fleet.Invalid("batch", "batch %s has changed nothing that could be taken back", done.ID)
 	}
 	if len(r.spec.Nodes) == 0 {
 		r.spec.Nodes = all
@@ -143,7 +143,7 @@ func (e *Engine) origin(ctx context.Context, b fleet.Batch) (fleet.Operation, er
 			return fleet.Operation{}, fmt.Errorf("reading batch %s: %w", b.Operation.Revert, err)
 		}
 	}
-	return fleet.Operation{}, fleet.Invalid("revert", "was taken back and forth more than %d times", maxReverts)
+	return fleet.Operation{}, fleet.Invalid("batch", "was taken back and forth more than %d times", maxReverts)
 }
 
 // changes are the edits that made a difference.
