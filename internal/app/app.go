@@ -87,7 +87,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	if a.store, err = store.Open(ctx, store.Config{
-		Dir: cfg.Dir, URL: cfg.URL.Reveal(), Exclusive: true, Logger: a.component("store"),
+		Dir: cfg.Dir, URL: cfg.URL.Reveal(), Exclusive: true, Logger: a.component("store"), Committed: committed(registry),
 	}); err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
@@ -126,8 +126,9 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
 		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
 	})
+	counts := batch.NewMetrics(registry)
 	a.engine = batch.New(batch.Config{
-		Store: a.store, Doer: verbs, Authorizer: verbs, Planner: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
+		Store: counts.Store(a.store), Doer: counts.Doer(verbs), Authorizer: verbs, Planner: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
 		Logger: a.component("batch"), Holder: a.holder(), Grace: batchGrace,
 	})
 	a.streams = realtime.NewStreamer(realtime.StreamerConfig{
@@ -156,6 +157,16 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		return nil, err
 	}
 	return a, nil
+}
+
+// committed measures how many calls share a transaction: the store itself knows nothing of metrics.
+func committed(reg prometheus.Registerer) func(calls int) {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "knm_store_commit_calls", Help: "Calls that shared a transaction, and one wait for the disk.",
+		Buckets: []float64{1, 2, 4, 8, 16, 32},
+	})
+	reg.MustRegister(h)
+	return func(calls int) { h.Observe(float64(calls)) }
 }
 
 // holder names this process in the leases of batches. There is one server on a SQLite database, which goes on with its

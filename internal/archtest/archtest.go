@@ -52,7 +52,7 @@ var rules = map[string]rule{
 		ours: []string{"internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
 	},
 	"internal/batch": {
-		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/sync/", "golang.org/x/time/"}, never: []string{k8s, chi, tpl, sql},
+		ours: []string{"internal/fleet"}, outside: []string{prom, "golang.org/x/sync/", "golang.org/x/time/"}, never: []string{k8s, chi, tpl, sql},
 	},
 	"internal/store": {
 		ours:    []string{"internal/fleet"},
