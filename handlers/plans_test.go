@@ -30,11 +30,13 @@ func TestBatchFields(t *testing.T) {
 		{"cordon", []string{"action", "cordon", "reason", "disk"}, fleet.BatchSpec{Operation: fleet.Operation{Action: fleet.ActionCordon, Reason: "disk"}}},
 		{"uncordon", []string{"action", "uncordon", "foreign", "include"}, fleet.BatchSpec{Operation: fleet.Operation{Action: fleet.ActionUncordon, Foreign: fleet.ForeignInclude}}},
 		{
-			"drain with its defaults", []string{"action", "drain"},
+			"drain with its defaults",
+			[]string{"action", "drain"},
 			fleet.BatchSpec{Operation: fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{GracePeriodSeconds: -1}}},
 		},
 		{
-			"drain with everything", []string{
+			"drain with everything",
+			[]string{
 				"action", "drain", "grace_period_seconds", "0", "timeout_seconds", "600", "delete_emptydir_data", "true", "force", "on", "pod_selector", " app=web ",
 				"disable_eviction", "1", "uncordon_after", "true", "ignore_opt_out", "true", "skip_wait_for_delete_timeout", "2m", "wait_for_replacements", "true",
 				"max_concurrent", "3", "per_cluster", "2", "per_zone", "1", "max_unavailable", "4", "max_failures", "5", "pause_between", "30s", "canary", "1", "order", "zone",
@@ -52,23 +54,27 @@ func TestBatchFields(t *testing.T) {
 			},
 		},
 		{
-			"labels", []string{"action", "labels", "labels", "a=b\n\n c- ", "mode", "replace", "on_conflict", "overwrite", "allow_protected", "true"},
+			"labels",
+			[]string{"action", "labels", "labels", "a=b\n\n c- ", "mode", "replace", "on_conflict", "overwrite", "allow_protected", "true"},
 			fleet.BatchSpec{Operation: fleet.Operation{
 				Action: fleet.ActionLabels, Labels: []string{"a=b", "c-"}, Mode: fleet.EditReplace, OnConflict: fleet.ConflictOverwrite, AllowProtected: true,
 			}},
 		},
 		{
-			"taints", []string{"action", "taints", "taints", "a=b:NoSchedule\nc:NoExecute-", "mode", "add", "on_conflict", "skip"},
+			"taints",
+			[]string{"action", "taints", "taints", "a=b:NoSchedule\nc:NoExecute-", "mode", "add", "on_conflict", "skip"},
 			fleet.BatchSpec{Operation: fleet.Operation{
 				Action: fleet.ActionTaints, Taints: []string{"a=b:NoSchedule", "c:NoExecute-"}, Mode: fleet.EditAdd, OnConflict: fleet.ConflictSkip,
 			}},
 		},
 		{
-			"copy", []string{"action", "copy-taints", "source", "prod/node-2", "mode", "merge"},
+			"copy",
+			[]string{"action", "copy-taints", "source", "prod/node-2", "mode", "merge"},
 			fleet.BatchSpec{Operation: fleet.Operation{Action: fleet.ActionCopy, Source: &fleet.NodeRef{Cluster: "prod", Name: "node-2"}, Mode: fleet.EditMerge}},
 		},
 		{
-			"template", []string{"action", "apply-template", "template", "t1", "template_version", "3", "value.team", "payments", "value.size", "xl"},
+			"template",
+			[]string{"action", "apply-template", "template", "t1", "template_version", "3", "value.team", "payments", "value.size", "xl"},
 			fleet.BatchSpec{Operation: fleet.Operation{Action: fleet.ActionTemplate, Template: &fleet.TemplateUse{ID: "t1", Version: 3, Values: map[string]string{"team": "payments", "size": "xl"}}}},
 		},
 		{"revert", []string{"action", "revert", "batch", "b9"}, fleet.BatchSpec{Operation: fleet.Operation{Action: fleet.ActionRevert, Revert: "b9"}}},

@@ -856,6 +856,15 @@ func TestBrowser_Keys(t *testing.T) {
 	tb.wait(`!document.querySelector('#batch').checkVisibility()`)
 	tb.press("?", "?")
 	tb.wait(`document.querySelector('#help').open`)
+	eval[bool](tb, `document.querySelector('#help').close(), true`)
+
+	// Without a row nothing is meant; on one, the key leads to its plan.
+	tb.press("d", "d")
+	tb.press("j", "j")
+	tb.press("d", "d")
+	if post := next(t, "post", s.posts); post.Get("action") != "drain" || post.Get("nodes") != "prod-eu/n-0" {
+		t.Errorf("the key sent %v", post)
+	}
 }
 
 // The theme button goes through system, light and dark, and the server is told by a cookie.

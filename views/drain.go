@@ -97,10 +97,7 @@ func drainWords(lang string, d *fleet.DrainProgress) string {
 	if all > 0 {
 		words += " " + strconv.Itoa(done) + "/" + strconv.Itoa(all)
 	}
-	for _, t := range troubleWords(lang, d) {
-		words += " · " + t
-	}
-	return words
+	return strings.Join(append([]string{words}, troubleWords(lang, d)...), " · ")
 }
 
 // troubleWords counts what holds the drain up, by what it is.
@@ -344,6 +341,7 @@ func batchSkipURL(id string) string     { return batchURL(id) + "/skip" }
 func reportURL(id, format string) string {
 	return "/api/v1" + batchURL(id) + "/report?format=" + format
 }
+
 func itemPodsURL(id string, seq int) string {
 	return batchURL(id) + "/items/" + strconv.Itoa(seq) + "/pods"
 }

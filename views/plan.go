@@ -540,11 +540,13 @@ func worded(lang, family, code, detail string) string {
 }
 
 func reasonText(lang string, r fleet.Reason) string { return worded(lang, "reason.", r.Code, r.Detail) }
+
 func impactText(lang string, i fleet.Impact) string { return worded(lang, "impact.", i.Code, i.Detail) }
-func actorText(lang string, a fleet.Actor) string   { return worded(lang, "actor.", a.Who, a.Detail) }
-func whyText(lang, why string) string               { return worded(lang, "why.", why, "") }
-func codeText(lang, code string) string             { return worded(lang, "code.", code, "") }
-func noteText(lang, note string) string             { return worded(lang, "note.", note, "") }
+
+func actorText(lang string, a fleet.Actor) string { return worded(lang, "actor.", a.Who, a.Detail) }
+func whyText(lang, why string) string             { return worded(lang, "why.", why, "") }
+func codeText(lang, code string) string           { return worded(lang, "code.", code, "") }
+func noteText(lang, note string) string           { return worded(lang, "note.", note, "") }
 
 // refusedText is why no node takes a pod, the most frequent reason first.
 func refusedText(lang string, f *fleet.Fit) string {

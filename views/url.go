@@ -28,7 +28,6 @@ func nodeJSONURL(ref fleet.NodeRef) string {
 }
 
 func batchURL(id string) string       { return "/batches/" + url.PathEscape(id) }
-func batchCancelURL(id string) string { return "/api/v1/batches/" + url.PathEscape(id) + "/cancel" }
 func batchEventsURL(id string) string { return "/api/v1/batches/" + url.PathEscape(id) + "/events" }
 
 // path is the page's own path for the query: the fleet or one cluster.
