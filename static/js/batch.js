@@ -135,7 +135,7 @@ async function pods(details) {
   state.version = row.dataset.v;
   state.at = Date.now();
   try {
-    await htmx.ajax('GET', `${base}${details.dataset.podsOf}/pods`, {target: box, swap: 'innerHTML'});
+    await htmx.ajax('GET', `${base}${details.dataset.podsOf}/pods`, {target: box});
   } catch (err) {
     console.error('pods', err);
   }
