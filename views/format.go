@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kubectl"
 )
 
 // iso is the machine's form of a time, read by the script that writes it in the reader's zone.
@@ -154,75 +155,19 @@ func conditionClass(c fleet.Condition) string {
 	return "warn"
 }
 
-// shell quotes a word for a POSIX shell, if it needs it: names of contexts are free text.
-func shell(s string) string {
-	plain := s != "" && strings.IndexFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./:@%+=", r)
-	}) < 0
-	if plain {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
-// kubectl is the command that does the same by hand.
-func kubectl(cluster string, words ...string) string {
-	var b strings.Builder
-	b.WriteString("kubectl --context ")
-	b.WriteString(shell(cluster))
-	for _, w := range words {
-		b.WriteByte(' ')
-		b.WriteString(shell(w))
-	}
-	return b.String()
-}
-
-// batchKubectl is the batch's operation as kubectl would do it, a line for each cluster and command; "" for what kubectl
-// cannot say.
+// batchKubectl is what a batch does as kubectl would do it, a command a line; "" for what kubectl cannot say.
 func batchKubectl(op fleet.Operation, items []fleet.Item) string {
-	if op.Action == fleet.ActionRevert || op.Mode == fleet.EditReplace {
-		return ""
+	switch {
+	case op.Action == fleet.ActionRevert:
+		return strings.Join(kubectl.Undo(items), "\n")
+	case op.Mode == fleet.EditReplace:
+		return "" // what it does depends on the node; the plan has it
 	}
-	var order []string
-	nodes := map[string][]string{}
-	for _, it := range items {
-		if _, ok := nodes[it.Ref.Cluster]; !ok {
-			order = append(order, it.Ref.Cluster)
-		}
-		nodes[it.Ref.Cluster] = append(nodes[it.Ref.Cluster], it.Ref.Name)
+	refs := make([]fleet.NodeRef, len(items))
+	for i := range items {
+		refs[i] = items[i].Ref
 	}
-	var lines []string
-	for _, c := range order {
-		for _, cmd := range kubectlCommands(op) {
-			words := slices.Concat(cmd.verb, nodes[c], cmd.rest)
-			lines = append(lines, kubectl(c, words...))
-		}
-	}
-	return strings.Join(lines, "\n")
-}
-
-// command is one of kubectl's: the nodes stand between verb and rest.
-type command struct{ verb, rest []string }
-
-func kubectlCommands(op fleet.Operation) []command {
-	if op.Drain != nil {
-		return []command{{[]string{"drain"}, append([]string{"--ignore-daemonsets"}, drainFlags(*op.Drain)...)}}
-	}
-	var out []command
-	over := []string{}
-	if op.OnConflict == fleet.ConflictOverwrite {
-		over = append(over, "--overwrite")
-	}
-	if len(op.Labels) > 0 {
-		out = append(out, command{[]string{"label", "node"}, slices.Concat(op.Labels, over)})
-	}
-	if len(op.Taints) > 0 {
-		out = append(out, command{[]string{"taint", "node"}, slices.Concat(op.Taints, over)})
-	}
-	if op.Action == fleet.ActionCordon || op.Action == fleet.ActionUncordon {
-		out = append(out, command{[]string{string(op.Action)}, nil})
-	}
-	return out
+	return strings.Join(kubectl.Commands(op, refs), "\n")
 }
 
 // batchClass colours state and outcome; the words stand beside it.
@@ -480,8 +425,8 @@ func nodeVerb(n *fleet.Node) string {
 
 func nodeCommands(ref fleet.NodeRef) []string {
 	return []string{
-		kubectl(ref.Cluster, "describe", "node", ref.Name),
-		kubectl(ref.Cluster, "get", "node", ref.Name, "-o", "yaml"),
-		kubectl(ref.Cluster, "get", "pods", "-A", "-o", "wide", "--field-selector", "spec.nodeName="+ref.Name),
+		kubectl.Command(ref.Cluster, "describe", "node", ref.Name),
+		kubectl.Command(ref.Cluster, "get", "node", ref.Name, "-o", "yaml"),
+		kubectl.Command(ref.Cluster, "get", "pods", "-A", "-o", "wide", "--field-selector", "spec.nodeName="+ref.Name),
 	}
 }

@@ -130,7 +130,9 @@ var constants = []codes{
 	{"../internal/fleet/drain.go", `\w+\s+PodState\s+=`, "pod."},
 	{"../internal/drain/classify.go", `Code\w+\s+=`, "reason."},
 	{"../internal/drain/budget.go", `Why\w+\s+=`, "why."},
-	{"../internal/drain/plan.go", `Impact\w+\s+=`, "impact."},
+	{"../internal/drain/plan.go", `(?:Impact|Warn)\w+\s+=`, "impact."},
+	{"../internal/marks/protected.go", `Remark\w+\s+=`, "note."},
+	{"../internal/nodeops/evict.go", `code(?:NotTol|Tol|Daemon|Unm|Guard|NotAg|Label)\w+\s+=`, "reason."},
 	{"../internal/drain/fit.go", `refused(?:Taint|Affinity|HostPort|Volume)\s+=`, "refused."},
 }
 

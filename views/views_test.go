@@ -583,21 +583,6 @@ func TestNodeID_TellsClusterFromName(t *testing.T) {
 	}
 }
 
-func TestKubectl_Quotes(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct{ cluster, node, want string }{
-		{"prod", "n-1", "kubectl --context prod cordon n-1"},
-		{"user@host:6443/x", "n", "kubectl --context user@host:6443/x cordon n"},
-		{"my cluster", "n", "kubectl --context 'my cluster' cordon n"},
-		{"a'; rm -rf ~; '", "n", `kubectl --context 'a'\''; rm -rf ~; '\''' cordon n`},
-		{"", "$(x)", `kubectl --context '' cordon '$(x)'`},
-	} {
-		if got := kubectl(tt.cluster, "cordon", tt.node); got != tt.want {
-			t.Errorf("got  %s\nwant %s", got, tt.want)
-		}
-	}
-}
-
 func TestFormat(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[int64]string{8000: "8", 7910: "7.91", 250: "0.25", 0: "0", 100: "0.1"} {
@@ -682,35 +667,6 @@ func TestDrainWords(t *testing.T) {
 	}
 	if got := drainWords("en", &fleet.DrainProgress{State: fleet.DrainCordoning}); got != "cordoning" {
 		t.Errorf("without pods: %s", got)
-	}
-}
-
-func TestBatchKubectl(t *testing.T) {
-	t.Parallel()
-	items := []fleet.Item{
-		{Ref: fleet.NodeRef{Cluster: "a", Name: "n-1"}}, {Ref: fleet.NodeRef{Cluster: "b c", Name: "n-2"}}, {Ref: fleet.NodeRef{Cluster: "a", Name: "n-3"}},
-	}
-	for _, tt := range []struct {
-		op   fleet.Operation
-		want string
-	}{
-		{fleet.Operation{Action: fleet.ActionCordon}, "kubectl --context a cordon n-1 n-3\nkubectl --context 'b c' cordon n-2"},
-		{
-			fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{GracePeriodSeconds: -1, Force: true, PodSelector: "a in (b, c)", TimeoutSeconds: 60}},
-			"kubectl --context a drain n-1 n-3 --ignore-daemonsets --force --timeout=60s '--pod-selector=a in (b, c)'\n" +
-				"kubectl --context 'b c' drain n-2 --ignore-daemonsets --force --timeout=60s '--pod-selector=a in (b, c)'",
-		},
-		{
-			fleet.Operation{Action: fleet.ActionTemplate, Labels: []string{"x=y", "z-"}, Taints: []string{"d=g:NoSchedule"}, OnConflict: fleet.ConflictOverwrite},
-			"kubectl --context a label node n-1 n-3 x=y z- --overwrite\nkubectl --context a taint node n-1 n-3 d=g:NoSchedule --overwrite\n" +
-				"kubectl --context 'b c' label node n-2 x=y z- --overwrite\nkubectl --context 'b c' taint node n-2 d=g:NoSchedule --overwrite",
-		},
-		{fleet.Operation{Action: fleet.ActionLabels, Labels: []string{"x=y"}, Mode: fleet.EditReplace}, ""},
-		{fleet.Operation{Action: fleet.ActionRevert}, ""},
-	} {
-		if got := batchKubectl(tt.op, items); got != tt.want {
-			t.Errorf("%s:\ngot  %s\nwant %s", tt.op.Action, got, tt.want)
-		}
 	}
 }
 

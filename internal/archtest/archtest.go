@@ -69,7 +69,7 @@ var rules = map[string]rule{
 	},
 	"static": {never: []string{k8s, chi, tpl, sql}},
 	"views": {
-		ours:    []string{"internal/fleet"},
+		ours:    []string{"internal/fleet", "internal/kubectl"},
 		outside: []string{tpl, "github.com/nicksnyder/go-i18n/v2/i18n", "golang.org/x/text/language"},
 		never:   []string{k8s, chi, sql},
 		direct:  []string{"net/http"}, // templ itself needs it

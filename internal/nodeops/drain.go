@@ -203,6 +203,7 @@ func (d *drainage) finish(ctx context.Context) (fleet.ItemResult, error) {
 	case err != nil:
 		return d.stays(res, err)
 	case !own:
+		res.Code = fleet.CodeForeignCordon
 		res.Message = join(res.Message, "it stays cordoned: this batch is not who cordoned it")
 		return res, nil
 	}

@@ -223,7 +223,7 @@ func TestCase44_AlreadyCordonedByKubectl(t *testing.T) {
 	node, ns := c.Node(t, kubetest.NodeSpec{}), c.Namespace(t)
 	c.Deployment(t, 2, kubetest.PodSpec{Namespace: ns})
 	c.Cordon(t, node.Name)
-	res := w.drainNode(node, fleet.DrainOptions{UncordonAfter: true}).end(fleet.ItemSucceeded, "", nil)
+	res := w.drainNode(node, fleet.DrainOptions{UncordonAfter: true}).end(fleet.ItemSucceeded, fleet.CodeForeignCordon, nil)
 	if !w.live(node.Name).Spec.Unschedulable {
 		t.Error("somebody else's cordon was undone")
 	}
