@@ -404,15 +404,17 @@ func TestDrain_TwinOnTheSameNode(t *testing.T) {
 		})
 	})
 	ns := b.c.Namespace(t)
-	node := b.c.Node(t, kubetest.NodeSpec{})
-	spec := kubetest.PodSpec{Namespace: ns, Name: "lone", Node: node.Name}
-	first := b.c.Pod(t, spec)
-	swap = sync.OnceFunc(func() {
-		api := b.c.Client().CoreV1().Pods(ns)
+	// Without a kubelet: that of KWOK ends pods by name, and would take the twin for the first one.
+	node := b.c.Node(t, kubetest.NodeSpec{Labels: map[string]string{kubetest.OfflineLabel: "yes"}})
+	first := b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "lone", Node: node.Name, Pending: true})
+	api := b.c.Client().CoreV1().Pods(ns)
+	end := func() {
 		if err := api.Delete(t.Context(), "lone", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}); err != nil {
 			t.Error(err)
-			return
 		}
+	}
+	swap = sync.OnceFunc(func() {
+		end()
 		twin := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "lone", Labels: first.Labels}, Spec: *first.Spec.DeepCopy()}
 		if _, err := api.Create(t.Context(), twin, metav1.CreateOptions{}); err != nil {
 			t.Error(err)
@@ -426,8 +428,10 @@ func TestDrain_TwinOnTheSameNode(t *testing.T) {
 			return nil
 		}
 	})
+	d.wait("an eviction", func(e fleet.DrainEvent) bool { return e.Pod != nil && e.Pod.Evicted })
+	end()
 	d.end(fleet.DrainDone, nil)
 	if got := b.evictions(); len(got) != 1 || got[string(first.UID)] != "" {
-		t.Errorf("evicted %v; the first one was %s", got, first.UID)
+		t.Errorf("evicted %v; the first one was %s\n%s", got, first.UID, d.story())
 	}
 }
