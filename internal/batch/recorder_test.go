@@ -96,6 +96,11 @@ func TestRecorder_TenThousandEvents(t *testing.T) {
 			next(pods+pod, fleet.PodGone)
 		}
 		for i := 0; n < all-2*pods-1; i++ {
+			if i%10 == 0 {
+				n++
+				tell(fleet.DrainEvent{Seq: n, NodeState: fleet.DrainEvicting})
+				continue
+			}
 			next(i%pods, fleet.PodBlockedByPDB)
 		}
 		for pod := range pods {
@@ -128,7 +133,7 @@ func TestRecorder_TenThousandEvents(t *testing.T) {
 			switch {
 			case e.NodeState == fleet.DrainDone:
 				done++
-			case e.Pod.State == fleet.PodGone:
+			case e.Pod != nil && e.Pod.State == fleet.PodGone:
 				gone++
 			}
 		}
