@@ -85,7 +85,7 @@ func (l *nodeLease) take(ctx context.Context, observe time.Duration) error {
 			continue // it was let go meanwhile
 		case err != nil:
 			return fmt.Errorf("reading the lease of %s: %w", l.node, err)
-		case holderOf(have) == l.holder:
+		case holderOf(have) == l.holder, holderOf(have) == "": // ours, or let go by somebody who keeps the object
 		case !expired(have, time.Now()):
 			return l.held(have)
 		case seen != have.ResourceVersion:
