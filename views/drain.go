@@ -34,7 +34,8 @@ func drainClass(s fleet.DrainState) string {
 		return "bad"
 	case fleet.DrainCancelled, fleet.DrainGone:
 		return "unk"
-	case fleet.DrainChecking, fleet.DrainCordoning, fleet.DrainEvicting, fleet.DrainTerminating, fleet.DrainVerifying, fleet.DrainDetaching:
+	case fleet.DrainChecking, fleet.DrainCordoning, fleet.DrainEvicting, fleet.DrainTerminating, fleet.DrainVerifying, fleet.DrainDetaching,
+		fleet.DrainReplacing:
 	}
 	return "run"
 }

@@ -68,7 +68,7 @@ func makeKey(file string) ([]byte, error) {
 		return nil, err
 	}
 	seed := make([]byte, ed25519.SeedSize)
-	rand.Read(seed) //nolint:errcheck // never fails
+	rand.Read(seed) // never fails
 	b := pem.EncodeToMemory(&pem.Block{Type: keyType, Bytes: seed})
 	tmp, err := os.CreateTemp(filepath.Dir(file), ".audit-key-*") // 0600
 	if err != nil {

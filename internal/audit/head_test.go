@@ -259,7 +259,9 @@ func (p *paper) Entries(context.Context, fleet.AuditFilter) ([]fleet.Entry, erro
 func (p *paper) EntriesAfter(context.Context, int64, int) ([]fleet.Entry, error) {
 	return nil, errors.ErrUnsupported
 }
+
 func (p *paper) AuditAnchor(context.Context) (fleet.AuditHead, error) { return fleet.AuditHead{}, nil }
+
 func (p *paper) CutEntries(context.Context, int64, fleet.AuditHead) error {
 	return errors.ErrUnsupported
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -134,9 +135,9 @@ func (w *whole) onRecord(batch string) []fleet.Entry {
 		w.t.Fatal(err)
 	}
 	var out []fleet.Entry
-	for i := len(all) - 1; i >= 0; i-- {
-		if all[i].Batch == batch {
-			out = append(out, all[i])
+	for _, e := range slices.Backward(all) {
+		if e.Batch == batch {
+			out = append(out, e)
 		}
 	}
 	return out
