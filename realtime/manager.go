@@ -421,6 +421,20 @@ func (m *Manager) Unavailable(cluster string) []string {
 	)
 }
 
+// Object is a node of a live cluster as the watch has it, less what it leaves out; false if there is none.
+func (m *Manager) Object(ref fleet.NodeRef) (*corev1.Node, bool) {
+	b := m.board(ref.Cluster)
+	if b == nil || b.state().State != fleet.ClusterLive {
+		return nil, false
+	}
+	full, ok := b.packed(ref.Name)
+	if !ok || len(full) == 0 {
+		return nil, false
+	}
+	n, err := kube.Unpack(full)
+	return n, err == nil
+}
+
 // FullNode is the whole corev1.Node as cached, as JSON.
 func (m *Manager) FullNode(ref fleet.NodeRef) ([]byte, error) {
 	b, _, _, err := m.find(ref)

@@ -122,7 +122,8 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	shelf := templates.New(templates.Config{Store: a.store, Audit: record, Check: checkMarks})
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
-		Record:  record, Authority: authority{a.store}, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Logger: a.component("nodeops"),
+		Record:  record, Authority: authority{a.store}, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Remembered: a.manager.Object,
+		Logger:       a.component("nodeops"),
 		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
 		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
 	})

@@ -261,14 +261,23 @@ func Pack(n *corev1.Node) (Packed, error) {
 	return b, nil
 }
 
-// FullJSON is the whole corev1.Node as it was packed.
-func FullJSON(p Packed) ([]byte, error) {
-	var n corev1.Node
+// Unpack is the node as it was packed.
+func Unpack(p Packed) (*corev1.Node, error) {
+	n := &corev1.Node{}
 	if err := n.Unmarshal(p); err != nil {
 		return nil, fmt.Errorf("unpacking node: %w", err)
 	}
+	return n, nil
+}
+
+// FullJSON is the whole corev1.Node as it was packed.
+func FullJSON(p Packed) ([]byte, error) {
+	n, err := Unpack(p)
+	if err != nil {
+		return nil, err
+	}
 	n.APIVersion, n.Kind = "v1", "Node"
-	b, err := json.Marshal(&n)
+	b, err := json.Marshal(n)
 	if err != nil {
 		return nil, fmt.Errorf("encoding node %s: %w", n.Name, err)
 	}

@@ -40,9 +40,10 @@ type whole struct {
 	engine  *batch.Engine
 	changed chan struct{}
 
-	mu       sync.Mutex
-	observed map[string]string // name → resourceVersion
-	role     fleet.Role
+	mu         sync.Mutex
+	observed   map[string]string // name → resourceVersion
+	remembered *corev1.Node      // what the watch has, of the one node of a test; nil for nothing
+	role       fleet.Role
 }
 
 // Caller makes whole the authority.
@@ -96,6 +97,14 @@ func setUp(t *testing.T, cluster *kubetest.Cluster, cfg *rest.Config) *whole {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.observed[n.Name] = n.ResourceVersion
+		},
+		Remembered: func(ref fleet.NodeRef) (*corev1.Node, bool) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.remembered == nil || w.remembered.Name != ref.Name {
+				return nil, false
+			}
+			return w.remembered.DeepCopy(), true
 		},
 		Logger: logger, Installation: s.InstallationID(), LeaseNamespace: leaseNamespace,
 	})

@@ -131,19 +131,21 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 		intent  *change // on record
 		last    error   // of the last try
 	)
+	n, remembered := o.remembered(w)
 	for try := range maxTries {
-		if try > 0 {
+		if try > 0 && last != nil {
 			if err := await(ctx, last); err != nil {
 				return fleet.ItemResult{}, err
 			}
 		}
-		n, err := nodes.get(ctx)
-		if err != nil {
-			last = err
-			if ctx.Err() == nil && passing(err, &outages) {
-				continue
+		if n == nil {
+			if n, err = nodes.get(ctx); err != nil {
+				last = err
+				if ctx.Err() == nil && passing(err, &outages) {
+					continue
+				}
+				return failure(w, err, open)
 			}
-			return failure(w, err, open)
 		}
 		if w.item.UID == "" {
 			w.item.UID = string(n.UID) // unknown when the list was frozen: it is this one from here on
@@ -173,7 +175,10 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 			}
 			intent = d.change
 		}
+		d.change.loose = d.change.loose && !remembered
 		patched, err := nodes.patch(ctx, n, d.change)
+		seen := n
+		n = nil
 		if err == nil {
 			o.cfg.Observe(w.item.Ref.Cluster, patched)
 			d.result.Changed, d.result.Edits = true, d.change.edits
@@ -183,6 +188,8 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 		switch {
 		case ctx.Err() != nil:
 			return fleet.ItemResult{}, err
+		case errors.Is(err, fleet.ErrConflict) && remembered:
+			last = nil // nobody was in the way: the watch is behind
 		case errors.Is(err, fleet.ErrConflict):
 			open = false
 		case apierrors.IsInvalid(err):
@@ -191,7 +198,7 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 			if gerr != nil {
 				return failure(w, gerr, false)
 			}
-			if again.UID == n.UID {
+			if again.UID == seen.UID {
 				return failure(w, err, false)
 			}
 		case passing(err, &outages):
@@ -202,8 +209,26 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 		default:
 			return failure(w, err, errors.Is(err, fleet.ErrUnavailable) && !errors.Is(err, kube.ErrCredentials))
 		}
+		remembered = false
 	}
 	return failure(w, last, open)
+}
+
+// remembered is the node as the watch has it, nil where a live read has to say. Most changes need no read of their own:
+// the patch names uid and version, and where the watch is behind it is refused, with nothing written. It says only
+// that there is something to do; that there is nothing is for a live read.
+func (o *Ops) remembered(w *work) (*corev1.Node, bool) {
+	if o.cfg.Remembered == nil || w.readOnly || w.item.Attempt > 1 || w.item.UID == "" || w.op.Action == fleet.ActionRevert {
+		return nil, false
+	}
+	n, ok := o.cfg.Remembered(w.item.Ref)
+	if !ok || string(n.UID) != w.item.UID {
+		return nil, false
+	}
+	if d := verbs[w.op.Action](*w, n); d.change == nil {
+		return nil, false
+	}
+	return n, true
 }
 
 // passing tells errors that may be gone on the next try, and counts those that are about a cluster which does not answer.

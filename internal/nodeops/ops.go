@@ -71,7 +71,10 @@ type Config struct {
 	Templates Templates                            // nil: there are none
 	Batches   Batches                              // nil: there are none
 	Observe   func(cluster string, n *corev1.Node) // shown the answer to each write; must not block
-	Logger    *slog.Logger
+	// Remembered is a node as the watch has it, without what that leaves out; false if it has none or is not live. Nil:
+	// every change begins with a read of its own.
+	Remembered func(ref fleet.NodeRef) (*corev1.Node, bool)
+	Logger     *slog.Logger
 
 	// Installation is part of who holds the lease of a node: another installation is somebody else.
 	Installation string
