@@ -21,8 +21,11 @@ import (
 // EnvPrefix starts the name of every variable that is ours.
 const EnvPrefix = "KNM_"
 
-// tokenEnv is the one variable without a flag: a secret on a command line shows in the list of processes.
-const tokenEnv = EnvPrefix + "TOKEN"
+// The variables without a flag: a secret on a command line shows in the list of processes.
+const (
+	tokenEnv          = EnvPrefix + "TOKEN"
+	credentialsKeyEnv = EnvPrefix + "CREDENTIALS_KEY"
+)
 
 // database are the flags of every command that opens the store.
 type database struct {
@@ -30,8 +33,14 @@ type database struct {
 	DatabaseURL string `name:"database-url" placeholder:"postgres://…" help:"PostgreSQL instead of SQLite in the data directory; better in the variable, as others see the command line."`
 }
 
+// credentialsKey is the flag of every command that opens or seals credentials.
+type credentialsKey struct {
+	CredentialsKeyFile string `placeholder:"FILE" help:"Keys that seal the credentials of clusters added through the web, one a line, the current one first; or the variable KNM_CREDENTIALS_KEY. Without it no cluster can be added through the web."`
+}
+
 type serveCmd struct {
 	database
+	credentialsKey
 	Listen        string   `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address to serve on (${default})."`
 	Kubeconfig    []string `sep:"none" placeholder:"FILE" help:"Watch every context of this file; repeatable. In the variable, several are divided as in PATH."`
 	InCluster     bool     `help:"Watch the cluster this process runs in, with its service account."`
@@ -43,11 +52,12 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
-	CacheMaxBytes  int64  `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
-	LeaseNamespace string `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
-	Pod            string `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
-	LogFormat      string `default:"json" enum:"json,text" help:"json or text."`
-	LogLevel       string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	CacheMaxBytes       int64    `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
+	LeaseNamespace      string   `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
+	ClusterAddressAllow []string `placeholder:"CIDR" help:"Loopback or link-local addresses that clusters added through the web may lead to all the same; repeatable."`
+	Pod                 string   `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
+	LogFormat           string   `default:"json" enum:"json,text" help:"json or text."`
+	LogLevel            string   `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 }
 
 // minCache is less than one small cluster needs; a number below it was meant in other units.
@@ -85,6 +95,13 @@ type cli struct {
 	Audit struct {
 		Verify struct{ database } `cmd:"" help:"Check the chain of the whole record."`
 	} `cmd:"" help:"The audit record."`
+	Credentials struct {
+		Rotate struct {
+			database
+			credentialsKey
+		} `cmd:"" help:"Wrap every stored credential with the first key of the file. It can be stopped and run again."`
+		NewKey struct{} `cmd:"" name:"new-key" help:"Print a new key, as a line of a key file."`
+	} `cmd:"" help:"The stored credentials of clusters added through the web."`
 	Watch struct {
 		Server    string `default:"http://127.0.0.1:8080" placeholder:"URL" help:"The server to follow (${default})."`
 		Cluster   string `placeholder:"NAME" help:"Only this cluster."`
@@ -165,7 +182,7 @@ func resolver(env map[string]string) kong.ResolverFunc {
 		switch flag.Name {
 		case "kubeconfig":
 			return list(filepath.SplitList(v)), nil
-		case "trusted-proxy":
+		case "trusted-proxy", "cluster-address-allow":
 			return list(strings.Split(v, ",")), nil
 		}
 		return v, nil
@@ -184,7 +201,7 @@ func list(parts []string) []any {
 
 // unknown names every variable with our prefix that no flag of any command reads.
 func unknown(env map[string]string, model *kong.Application) error {
-	known := map[string]bool{tokenEnv: true}
+	known := map[string]bool{tokenEnv: true, credentialsKeyEnv: true}
 	var walk func(n *kong.Node)
 	walk = func(n *kong.Node) {
 		for _, f := range n.Flags {
@@ -212,7 +229,7 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 	p := &problems{}
 	switch cmd {
 	case CommandServe:
-		cfg.Serve = c.Serve.config(p)
+		cfg.Serve = c.Serve.config(p, env)
 	case CommandUserAdd:
 		a := c.User.Add
 		cfg.User = User{Database: a.config(p), Name: a.Name, Role: a.Role, PasswordFile: a.PasswordFile}
@@ -229,7 +246,12 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 		cfg.Audit = Audit{Database: c.Audit.Verify.config(p)}
 	case CommandWatch:
 		cfg.Watch = c.watch(p, env)
-	case CommandVersion:
+	case CommandRotateCredentials:
+		cfg.Credentials = Credentials{Database: c.Credentials.Rotate.database.config(p), Key: c.Credentials.Rotate.credentialsKey.config(p, env)}
+		if !cfg.Credentials.Key.Given() {
+			p.add("credentials-key-file", "must be given, or the variable %s", credentialsKeyEnv)
+		}
+	case CommandVersion, CommandNewKey:
 	default:
 		p.add("command", "%q has no meaning", string(cmd))
 	}
@@ -256,7 +278,15 @@ func (d database) config(p *problems) Database {
 	return Database{Dir: d.DataDir, URL: Secret(d.DatabaseURL)}
 }
 
-func (s serveCmd) config(p *problems) Serve {
+func (k credentialsKey) config(p *problems, env map[string]string) CredentialsKey {
+	text := strings.TrimSpace(env[credentialsKeyEnv])
+	if k.CredentialsKeyFile != "" && text != "" {
+		p.add("credentials-key-file", "not together with the variable %s", credentialsKeyEnv)
+	}
+	return CredentialsKey{File: k.CredentialsKeyFile, Text: Secret(text)}
+}
+
+func (s serveCmd) config(p *problems, env map[string]string) Serve {
 	cfg := Serve{
 		Database:       s.database.config(p),
 		Listen:         s.Listen,
@@ -271,6 +301,15 @@ func (s serveCmd) config(p *problems) Serve {
 		Streams:        s.streams.config(p),
 		CacheBytes:     s.CacheMaxBytes,
 		LeaseNamespace: s.LeaseNamespace,
+		CredentialsKey: s.credentialsKey.config(p, env),
+	}
+	for _, c := range s.ClusterAddressAllow {
+		prefix, err := parsePrefix(c)
+		if err != nil {
+			p.add("cluster-address-allow", "%q is neither a CIDR like 127.0.0.0/8 nor an address", c)
+			continue
+		}
+		cfg.AddressAllow = append(cfg.AddressAllow, prefix)
 	}
 	if !namespaceName.MatchString(s.LeaseNamespace) {
 		p.add("lease-namespace", "%q is not the name of a namespace", s.LeaseNamespace)
