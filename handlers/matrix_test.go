@@ -20,6 +20,9 @@ var least = map[string]string{
 	"GET /clusters/{cluster}/nodes/{node}/pods": "viewer", "GET /clusters/{cluster}/nodes/{node}/stream": "viewer",
 	"GET /batches": "viewer", "GET /batches/{id}": "viewer", "GET /batches/{id}/events": "viewer",
 	"GET /account": "viewer", "GET /users": "admin", "GET /audit": "admin",
+	"POST /api/v1/clusters": "admin", "POST /api/v1/clusters/test": "admin", "GET /api/v1/clusters/managed": "admin", "GET /api/v1/clusters/manifest": "admin",
+	"PUT /api/v1/clusters/{cluster}": "admin", "POST /api/v1/clusters/{cluster}/replace": "admin",
+	"DELETE /api/v1/clusters/{cluster}": "admin", "POST /api/v1/clusters/{cluster}/delete": "admin",
 	"GET /api/v1/clusters": "viewer", "GET /api/v1/nodes": "viewer", "GET /api/v1/nodes/events": "viewer", "GET /api/v1/nodes/refs": "viewer",
 	"GET /api/v1/nodes/{cluster}/{node}": "viewer",
 	"GET /api/v1/batches":                "viewer", "POST /api/v1/batches": "operator", "GET /api/v1/batches/{id}": "viewer",
@@ -32,14 +35,19 @@ var least = map[string]string{
 
 // bodies are good bodies of the routes that want one.
 var bodies = map[string]string{
-	"POST /login":                     formBody("username", "ada", "password", "correct horse battery"),
-	"POST /setup":                     formBody("code", "good", "username", "ada", "password", "x"),
-	"POST /api/v1/batches":            formBody("action", "cordon", "nodes", "prod/node-0"),
-	"POST /clusters/{cluster}/accept": formBody("uid", "uid-2"),
-	"POST /api/v1/users":              formBody("name", "eve", "role", "viewer", "password", "long enough"),
-	"PATCH /api/v1/users/{name}":      formBody("role", "viewer"),
-	"POST /api/v1/users/{name}":       formBody("role", "viewer"),
-	"POST /api/v1/tokens":             formBody("name", "ci"),
+	"POST /login":                             formBody("username", "ada", "password", "correct horse battery"),
+	"POST /setup":                             formBody("code", "good", "username", "ada", "password", "x"),
+	"POST /api/v1/batches":                    formBody("action", "cordon", "nodes", "prod/node-0"),
+	"POST /clusters/{cluster}/accept":         formBody("uid", "uid-2"),
+	"POST /api/v1/clusters":                   formBody("name", "new", "kubeconfig", "x"),
+	"POST /api/v1/clusters/test":              formBody("kubeconfig", "x"),
+	"PUT /api/v1/clusters/{cluster}":          formBody("kubeconfig", "x"),
+	"POST /api/v1/clusters/{cluster}/replace": formBody("kubeconfig", "x"),
+	"POST /api/v1/clusters/{cluster}/delete":  formBody("confirm", odd),
+	"POST /api/v1/users":                      formBody("name", "eve", "role", "viewer", "password", "long enough"),
+	"PATCH /api/v1/users/{name}":              formBody("role", "viewer"),
+	"POST /api/v1/users/{name}":               formBody("role", "viewer"),
+	"POST /api/v1/tokens":                     formBody("name", "ci"),
 }
 
 func fill(path string) string {
@@ -152,7 +160,7 @@ func TestRegister_RefusesUndeclared(t *testing.T) {
 func TestNew_RefusesMissing(t *testing.T) {
 	t.Parallel()
 	_, err := New(Config{})
-	for _, f := range []string{"Nodes", "Clusters", "Streams", "Batches", "Auth", "People", "Audit", "Ready", "Logger", "Metrics"} {
+	for _, f := range []string{"Nodes", "Clusters", "Managed", "Streams", "Batches", "Auth", "People", "Audit", "Ready", "Logger", "Metrics"} {
 		if err == nil || !strings.Contains(err.Error(), "Config."+f+" ") {
 			t.Errorf("%s is not named in %v", f, err)
 		}

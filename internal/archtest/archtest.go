@@ -39,7 +39,8 @@ var rules = map[string]rule{
 		outside: []string{"github.com/alexedwards/argon2id", "github.com/alexedwards/scs/v2", "golang.org/x/crypto/", "golang.org/x/text/"},
 		never:   []string{k8s, chi, tpl, sql},
 	},
-	"internal/kube": {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
+	"internal/credentials": {ours: []string{"internal/fleet"}, outside: []string{"go.yaml.in/yaml/v3"}, never: []string{k8s, chi, tpl, sql}},
+	"internal/kube":        {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
 	"internal/nodeops": {
 		ours: []string{"internal/drain", "internal/fleet", "internal/kube"}, outside: []string{k8s}, never: []string{chi, tpl, sql},
 	},
@@ -59,7 +60,8 @@ var rules = map[string]rule{
 		outside: []string{k8s, prom, "github.com/r3labs/sse/v2", "github.com/klauspost/compress/flate", "golang.org/x/time/rate"},
 		never:   []string{chi, tpl, sql},
 	},
-	"static": {never: []string{k8s, chi, tpl, sql}},
+	"deploy/kubernetes": {never: []string{k8s, chi, tpl, sql}},
+	"static":            {never: []string{k8s, chi, tpl, sql}},
 	"views": {
 		ours:    []string{"internal/fleet"},
 		outside: []string{tpl, "github.com/nicksnyder/go-i18n/v2/i18n", "golang.org/x/text/language"},

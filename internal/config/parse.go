@@ -38,9 +38,14 @@ type credentialsKey struct {
 	CredentialsKeyFile string `placeholder:"FILE" help:"Keys that seal the credentials of clusters added through the web, one a line, the current one first; or the variable KNM_CREDENTIALS_KEY. Without it no cluster can be added through the web."`
 }
 
+type clusterAddresses struct {
+	ClusterAddressAllow []string `placeholder:"CIDR" help:"Loopback or link-local addresses that clusters added through the web may lead to all the same; repeatable."`
+}
+
 type serveCmd struct {
 	database
 	credentialsKey
+	clusterAddresses
 	Listen        string   `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address to serve on (${default})."`
 	Kubeconfig    []string `sep:"none" placeholder:"FILE" help:"Watch every context of this file; repeatable. In the variable, several are divided as in PATH."`
 	InCluster     bool     `help:"Watch the cluster this process runs in, with its service account."`
@@ -52,12 +57,11 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
-	CacheMaxBytes       int64    `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
-	LeaseNamespace      string   `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
-	ClusterAddressAllow []string `placeholder:"CIDR" help:"Loopback or link-local addresses that clusters added through the web may lead to all the same; repeatable."`
-	Pod                 string   `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
-	LogFormat           string   `default:"json" enum:"json,text" help:"json or text."`
-	LogLevel            string   `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	CacheMaxBytes  int64  `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
+	LeaseNamespace string `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
+	Pod            string `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
+	LogFormat      string `default:"json" enum:"json,text" help:"json or text."`
+	LogLevel       string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 }
 
 // minCache is less than one small cluster needs; a number below it was meant in other units.

@@ -133,6 +133,8 @@ func parse(text []byte) (*yaml.Node, error) {
 		return nil, refuse("empty", "", "must not be empty")
 	case !utf8.Valid(text), bytes.IndexByte(text, 0) >= 0:
 		return nil, refuse("yaml", "", "is neither YAML nor JSON")
+	case bytes.Count(text, []byte(":"))+bytes.Count(text, []byte(","))+bytes.Count(text, []byte("\n")) > maxNodes:
+		return nil, refuse("many", strconv.Itoa(maxNodes), "holds more than {{.Part}} values") // before the parser sees them
 	case tooDeep(text):
 		return nil, refuse("deep", "", "is nested too deep")
 	}

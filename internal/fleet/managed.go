@@ -28,8 +28,16 @@ type ManagedCluster struct {
 	AddedAt    time.Time       `json:"added_at"`
 	ChangedBy  string          `json:"changed_by"`
 	ChangedAt  time.Time       `json:"changed_at"`
-	Fault      string          `json:"fault,omitempty"` // why it is not watched
+	Fault      string          `json:"fault,omitempty"` // why it is not watched: one of the Fault constants
 }
+
+// The reasons why a managed cluster is not watched.
+const (
+	FaultName       = "name"       // a kubeconfig of the host has a context of the same name
+	FaultKey        = "key"        // it is sealed with a key that this process was not given
+	FaultUnreadable = "unreadable" // what is stored does not open
+	FaultOther      = "other"      // the log says
+)
 
 // SealedCredential is a secret as it is stored: a data key wrapped by the key with the given id, and what the data key
 // seals. Texts are base64.
