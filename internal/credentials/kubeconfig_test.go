@@ -78,9 +78,11 @@ func config(cluster, user string) string {
 func withCluster(line string) string {
 	return config("server: https://api.example:6443\n    certificate-authority-data: "+b64(material.ca)+"\n    "+line, "")
 }
+
 func withServer(s string) string {
 	return config("server: "+s+"\n    certificate-authority-data: "+b64(material.ca), "")
 }
+
 func withUser(line string) string { return config("", "token: "+canary+"\n    "+line) }
 
 func pair(cert, key []byte) string {

@@ -149,7 +149,12 @@ func nameServer(t *testing.T, answers ...string) *net.Resolver {
 			_, _ = conn.WriteTo(out, from) // a resolver that is gone asks no more
 		}
 	})
-	t.Cleanup(func() { conn.Close(); all.Wait() })
+	t.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+		all.Wait()
+	})
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "udp", conn.LocalAddr().String())
 	}}
@@ -334,7 +339,7 @@ func TestRestricted_TokenStays(t *testing.T) {
 	}
 	// An old protocol.
 	old := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { leaked.Add(1) }))
-	old.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11} //nolint:gosec // it is to be refused
+	old.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
 	old.StartTLS()
 	t.Cleanup(old.Close)
 	if got := Try(t.Context(), restricted(t, old.URL, loopback), "ns"); got.Outcome != fleet.TestUnreachable {

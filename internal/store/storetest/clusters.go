@@ -149,7 +149,8 @@ func clustersRewrapped(t *testing.T, one, two *store.Store) {
 		t.Fatalf("%+v", page)
 	}
 	n, err := two.RewrapClusters(ctx, []fleet.Rewrapped{
-		{ID: "id-a", Was: "w-a", Key: "k2", Wrapped: "n-a"}, {ID: "id-b", Was: "changed meanwhile", Key: "k2", Wrapped: "n-b"},
+		{ID: "id-a", Was: "w-a", Key: "k2", Wrapped: "n-a"},
+		{ID: "id-b", Was: "changed meanwhile", Key: "k2", Wrapped: "n-b"},
 		{ID: "id-x", Was: "w-x", Key: "k2", Wrapped: "n-x"},
 	})
 	need(t, err)
