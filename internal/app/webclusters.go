@@ -278,7 +278,7 @@ func (w *webClusters) open(c fleet.StoredCluster) (credentials.Access, error) {
 	if w.keys == nil {
 		return credentials.Access{}, &credentials.UnknownKeyError{ID: c.Key}
 	}
-	text, err := w.keys.Open(credentials.ClusterPlace(c.ID), c.SealedCredential)
+	text, err := w.keys.Open(credentials.ClusterPlace(c), c.SealedCredential)
 	if err != nil {
 		return credentials.Access{}, err
 	}
@@ -368,7 +368,7 @@ func (w *webClusters) change(
 			if err != nil {
 				return fmt.Errorf("encoding the credential: %w", err)
 			}
-			if c.SealedCredential, err = w.keys.Seal(credentials.ClusterPlace(c.ID), text); err != nil {
+			if c.SealedCredential, err = w.keys.Seal(credentials.ClusterPlace(c), text); err != nil {
 				return fmt.Errorf("sealing the credential: %w", err)
 			}
 		}

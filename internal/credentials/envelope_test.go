@@ -70,7 +70,7 @@ func TestParseKeys(t *testing.T) {
 	}
 }
 
-var here = credentials.ClusterPlace("row-1")
+var here = credentials.ClusterPlace(fleet.StoredCluster{ID: "row-1", Name: "prod"})
 
 func sealed(t *testing.T, k *credentials.Keys) fleet.SealedCredential {
 	t.Helper()
@@ -105,12 +105,13 @@ func TestOpen_Nowhere(t *testing.T) {
 	t.Parallel()
 	k := keys(t, credentials.NewKey())
 	s, other := sealed(t, k), sealed(t, k)
-	elsewhere, err := k.Seal(credentials.ClusterPlace("row-2"), []byte("x"))
+	elsewhere, err := k.Seal(credentials.ClusterPlace(fleet.StoredCluster{ID: "row-2", Name: "prod"}), []byte("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, place := range map[string]credentials.Place{
 		"another row":    {Table: here.Table, Row: "row-2", Column: here.Column},
+		"another name":   credentials.ClusterPlace(fleet.StoredCluster{ID: "row-1", Name: "lab"}),
 		"another table":  {Table: "users", Row: here.Row, Column: here.Column},
 		"another column": {Table: here.Table, Row: here.Row, Column: "server"},
 		"shifted":        {Table: here.Table + "5:", Row: here.Row, Column: here.Column},

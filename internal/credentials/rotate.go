@@ -10,9 +10,10 @@ import (
 // rotateBatch is how many data keys are written in one transaction.
 const rotateBatch = 50
 
-// ClusterPlace is where the credential of a managed cluster is kept.
-func ClusterPlace(id string) Place {
-	return Place{Table: "managed_clusters", Row: id, Column: "sealed"}
+// ClusterPlace is where the credential of a managed cluster is kept. The name belongs to it: otherwise whoever can write
+// to the database could give one cluster's name to another one's credential.
+func ClusterPlace(c fleet.StoredCluster) Place {
+	return Place{Table: "managed_clusters", Row: c.ID + "/" + c.Name, Column: "sealed"}
 }
 
 // Rows are the sealed credentials. *store.Store implements it.
@@ -47,7 +48,7 @@ func Rotate(ctx context.Context, rows Rows, keys *Keys) (Rotation, error) {
 		var wraps []fleet.Rewrapped
 		for _, c := range page {
 			after = c.ID
-			s, err := keys.Rewrap(ClusterPlace(c.ID), c.SealedCredential)
+			s, err := keys.Rewrap(ClusterPlace(c), c.SealedCredential)
 			if err != nil {
 				done.Unreadable = append(done.Unreadable, c.Name)
 				continue

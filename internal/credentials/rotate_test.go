@@ -106,7 +106,7 @@ func fill(t *testing.T, s *store.Store, k *credentials.Keys) {
 	for i := range secrets {
 		c := fleet.StoredCluster{ID: store.NewID(), Name: fmt.Sprintf("c%03d", i), AddedBy: "ada"}
 		var err error
-		if c.SealedCredential, err = k.Seal(credentials.ClusterPlace(c.ID), []byte(c.Name)); err != nil {
+		if c.SealedCredential, err = k.Seal(credentials.ClusterPlace(c), []byte(c.Name)); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.AddCluster(t.Context(), c, fleet.Entry{Action: "cluster.add"}); err != nil {
@@ -126,7 +126,7 @@ func whole(t *testing.T, s *store.Store, k *credentials.Keys) (old int) {
 		if c.Key != k.Current() {
 			old++
 		}
-		plain, err := k.Open(credentials.ClusterPlace(c.ID), c.SealedCredential)
+		plain, err := k.Open(credentials.ClusterPlace(c), c.SealedCredential)
 		if err != nil || string(plain) != c.Name {
 			t.Fatalf("%s opens as %q: %v", c.Name, plain, err)
 		}
@@ -197,7 +197,7 @@ func TestRotate_Unreadable(t *testing.T) {
 	for i, k := range []*credentials.Keys{keys(t, old), keys(t, lost), keys(t, old)} {
 		c := fleet.StoredCluster{ID: store.NewID(), Name: fmt.Sprint("c", i)}
 		var err error
-		if c.SealedCredential, err = k.Seal(credentials.ClusterPlace(c.ID), []byte("x")); err != nil {
+		if c.SealedCredential, err = k.Seal(credentials.ClusterPlace(c), []byte("x")); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.AddCluster(t.Context(), c, fleet.Entry{Action: "cluster.add"}); err != nil {
@@ -222,7 +222,7 @@ func TestRotate_BesideAChange(t *testing.T) {
 	old := credentials.NewKey()
 	c := fleet.StoredCluster{ID: "id", Name: "c"}
 	var err error
-	if c.SealedCredential, err = keys(t, old).Seal(credentials.ClusterPlace(c.ID), []byte("old")); err != nil {
+	if c.SealedCredential, err = keys(t, old).Seal(credentials.ClusterPlace(c), []byte("old")); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.AddCluster(t.Context(), c, fleet.Entry{Action: "cluster.add"}); err != nil {
@@ -236,7 +236,7 @@ func TestRotate_BesideAChange(t *testing.T) {
 	if c, err = s.ManagedCluster(t.Context(), "c"); err != nil {
 		t.Fatal(err)
 	}
-	plain, err := k.Open(credentials.ClusterPlace(c.ID), c.SealedCredential)
+	plain, err := k.Open(credentials.ClusterPlace(c), c.SealedCredential)
 	if err != nil || string(plain) != "new" || c.Key != k.Current() {
 		t.Errorf("%q under %s: %v", plain, c.Key, err)
 	}
@@ -256,7 +256,7 @@ func (r *replacing) RewrapClusters(ctx context.Context, rows []fleet.Rewrapped) 
 		if err != nil {
 			r.t.Error(err)
 		}
-		if c.SealedCredential, err = k.Seal(credentials.ClusterPlace(c.ID), []byte("new")); err != nil {
+		if c.SealedCredential, err = k.Seal(credentials.ClusterPlace(c), []byte("new")); err != nil {
 			r.t.Error(err)
 		}
 		if err := r.ReplaceCluster(ctx, c, fleet.Entry{Action: "cluster.replace"}); err != nil {
