@@ -75,6 +75,8 @@ var rules = map[string]rule{
 		never:   []string{sql},
 	},
 	"internal/app": {
+		// Plugins that sign in to clusters by themselves: what is not linked cannot be talked into anything.
+		never:   []string{"k8s.io/client-go/plugin/pkg/client/auth/azure", "k8s.io/client-go/plugin/pkg/client/auth/gcp", "k8s.io/client-go/plugin/pkg/client/auth/oidc"},
 		ours:    []string{"*"},
 		outside: []string{k8s, prom, "github.com/r3labs/sse/v2", "github.com/KimMachineGun/automemlimit"},
 	},

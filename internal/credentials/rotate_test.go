@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -149,11 +150,11 @@ func TestRotate_KilledAtEveryStep(t *testing.T) {
 		ring = ring[:min(len(ring), 20)]
 		k := keys(t, ring...)
 		file := filepath.Join(t.TempDir(), "keys")
-		text := ""
+		var text strings.Builder
 		for _, line := range ring {
-			text += line.Reveal() + "\n"
+			text.WriteString(line.Reveal() + "\n")
 		}
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.CommandContext(t.Context(), os.Args[0])
