@@ -155,7 +155,7 @@ func authority(text []byte, at string) ([]byte, error) {
 // keyPair checks that the two belong together.
 func keyPair(cert, key []byte, at string) ([]byte, fleet.Secret, error) {
 	if len(cert) == 0 || len(key) == 0 {
-		return nil, "", refuse("pair", at, "needs both client-certificate-data and client-key-data at {{.Part}}")
+		return nil, "", refuse("pair", at, "needs both client-certificate-data and client-key-data that belong together at {{.Part}}")
 	}
 	chain, err := certificates(cert, at+".client-certificate-data")
 	if err != nil {

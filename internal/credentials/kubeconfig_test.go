@@ -24,6 +24,7 @@ import (
 
 	"github.com/kube-node-manager/kube-node-manager/internal/credentials"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/views"
 )
 
 // made is one authority, client certificate and key for all tests.
@@ -275,6 +276,9 @@ func TestDecode_Refuses(t *testing.T) {
 			}
 			if e.Field != "kubeconfig" || e.Key == "" || strings.Contains(e.Message, "{{") {
 				t.Errorf("%+v", e)
+			}
+			if !views.Has(e.Key) || views.Message("en", e.Key, e.Args, "") != e.Message {
+				t.Errorf("the catalogue says %q, and the error %q", views.Message("en", e.Key, e.Args, ""), e.Message)
 			}
 			if c[1] != "" && e.Args["Part"] != c[1] {
 				t.Errorf("names %q, want %q: %s", e.Args["Part"], c[1], e.Message)

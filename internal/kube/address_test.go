@@ -440,3 +440,35 @@ func strangerCertificate(t *testing.T) tls.Certificate {
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
+
+// An address of IPv4 that is refused is refused in every writing of IPv6, and one that is allowed is in those that are
+// nothing but writings.
+func FuzzAddresses(f *testing.F) {
+	for _, a := range []string{"127.0.0.1", "169.254.169.254", "10.0.0.1", "8.8.8.8", "0.0.0.0", "255.255.255.255", "168.63.129.16", "224.0.0.1"} {
+		v4 := netip.MustParseAddr(a).As4()
+		f.Add(v4[:])
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if len(raw) != 4 {
+			t.Skip()
+		}
+		v4 := netip.AddrFrom4([4]byte(raw))
+		refused := (Addresses{}).Check(v4) != nil
+		for _, prefix := range []string{"::ffff:0:0", "64:ff9b::", "64:ff9b:1::", "::ffff:0:0:0"} {
+			b := netip.MustParseAddr(prefix).As16()
+			copy(b[12:], raw)
+			a := netip.AddrFrom16(b)
+			if got := (Addresses{}).Check(a) != nil; got != refused {
+				t.Errorf("%s is refused: %t, and %s: %t", v4, refused, a, got)
+			}
+		}
+		b := netip.MustParseAddr("2002::1").As16()
+		copy(b[2:], raw)
+		if a := netip.AddrFrom16(b); refused && (Addresses{}).Check(a) == nil {
+			t.Errorf("%s is refused, and %s is not", v4, a)
+		}
+		if everything := (Addresses{Allow: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}); metadata[v4] && everything.Check(v4) == nil {
+			t.Errorf("%s can be opened", v4)
+		}
+	})
+}
