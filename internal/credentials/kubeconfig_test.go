@@ -152,7 +152,7 @@ func refused() map[string][2]string {
 	cases := map[string][2]string{
 		"exec":                       {withUser("exec: {apiVersion: client.authentication.k8s.io/v1, command: aws, args: [" + canary + "]}"), "users[0].user.exec (aws)"},
 		"exec of gke":                {withUser(`exec: {command: C:\x\gke-gcloud-auth-plugin.exe}`), "users[0].user.exec (gke-gcloud-auth-plugin)"},
-		"exec of a stranger":         {withUser("exec: {command: /tmp/" + canary + "}"), "users[0].user.exec"},
+		"exec of a stranger":         {withUser("exec: {command: /opt/" + canary + "}"), "users[0].user.exec"},
 		"exec null":                  {withUser("exec: null"), "users[0].user.exec"},
 		"auth-provider":              {withUser("auth-provider: {name: oidc, config: {idp-certificate-authority: /etc/passwd}}"), "users[0].user.auth-provider"},
 		"username":                   {withUser("username: x"), "users[0].user.username"},
