@@ -20,6 +20,7 @@ import (
 type Config struct {
 	Nodes    Nodes
 	Clusters Clusters
+	Managed  Managed
 	Streams  Streams
 	Batches  Batches
 	// Templates may be nil: then there are none, and nothing about them can be asked.
@@ -34,6 +35,7 @@ type Config struct {
 	Proxies   []netip.Prefix // peers whose X-Forwarded-For counts; empty: none
 	Secure    bool           // TLS here or at the external URL: Secure cookies, HSTS
 	Version   string
+	Manifest  string // of the service account that a cluster is given for us, YAML
 }
 
 // Nodes answers from the cache. Nothing here but Pods touches an API server. *realtime.Manager implements it.
@@ -61,6 +63,22 @@ type Clusters interface {
 	Retry(ctx context.Context, by fleet.Caller, cluster string) error
 	// Accept takes the identity that was found at the cluster's address; ErrConflict if uid is not that one.
 	Accept(ctx context.Context, by fleet.Caller, cluster, uid string) error
+}
+
+// Managed are the clusters that came in through the web. Every call of it is checked for authority again, and on record
+// before and after it is done. No answer holds a credential.
+type Managed interface {
+	// Enabled tells whether there is a key to seal credentials with; without one, what changes something is ErrConflict.
+	Enabled() bool
+	Managed() []fleet.ManagedCluster
+	// AddCluster begins to watch a cluster. FieldError; ErrConflict for a name that is taken.
+	AddCluster(ctx context.Context, by fleet.Caller, spec fleet.ClusterSpec) (fleet.ManagedCluster, error)
+	// ReplaceCluster exchanges address and credential of a cluster that was added. FieldError, ErrNotFound.
+	ReplaceCluster(ctx context.Context, by fleet.Caller, spec fleet.ClusterSpec) (fleet.ManagedCluster, error)
+	// RemoveCluster forgets a cluster that was added. ErrNotFound.
+	RemoveCluster(ctx context.Context, by fleet.Caller, name string) error
+	// TestCluster connects once and keeps nothing. Without a kubeconfig it tests what is stored under the name.
+	TestCluster(ctx context.Context, by fleet.Caller, spec fleet.ClusterSpec) (fleet.ClusterTest, error)
 }
 
 // Streams serves the SSE responses; each call returns when the stream has ended. *realtime.Streamer implements it. An

@@ -57,6 +57,7 @@ type world struct {
 	setup   bool
 	entries []fleet.Entry
 	ready   error
+	off     bool // no key to seal credentials with
 }
 
 func newWorld() *world {
@@ -400,6 +401,51 @@ func (f steering) Accept(_ context.Context, by fleet.Caller, cluster, uid string
 	return nil
 }
 
+// managed keeps no credential: what it was given is noted by size alone.
+type managed struct{ wd *world }
+
+func (f managed) Enabled() bool { return !f.wd.off }
+
+func (f managed) Managed() []fleet.ManagedCluster {
+	return []fleet.ManagedCluster{{Name: odd, AddedBy: "ada", ChangedBy: "ada", Credential: fleet.CredentialFacts{Kind: "token", User: "knm", Fingerprint: "sha256:00"}}}
+}
+
+func (f managed) did(what string, by fleet.Caller, spec fleet.ClusterSpec) (fleet.ManagedCluster, error) {
+	f.wd.note("%s %s %q %d by %s", what, spec.Name, spec.Context, len(spec.Kubeconfig.Reveal()), by.Name)
+	switch {
+	case strings.Contains(spec.Kubeconfig.Reveal(), "exec"):
+		return fleet.ManagedCluster{}, &fleet.FieldError{Field: "kubeconfig", Message: "runs a program", Key: "kubeconfig.exec", Args: map[string]string{"Part": "users[0].user.exec"}}
+	case what == "AddCluster" && spec.Name == "prod":
+		return fleet.ManagedCluster{}, fmt.Errorf("adding: %w", fleet.ErrConflict)
+	case what != "AddCluster" && spec.Name != odd && spec.Name != "test":
+		return fleet.ManagedCluster{}, fmt.Errorf("cluster: %w", fleet.ErrNotFound)
+	}
+	return fleet.ManagedCluster{Name: spec.Name}, nil
+}
+
+func (f managed) AddCluster(_ context.Context, by fleet.Caller, spec fleet.ClusterSpec) (fleet.ManagedCluster, error) {
+	return f.did("AddCluster", by, spec)
+}
+
+func (f managed) ReplaceCluster(_ context.Context, by fleet.Caller, spec fleet.ClusterSpec) (fleet.ManagedCluster, error) {
+	return f.did("ReplaceCluster", by, spec)
+}
+
+func (f managed) RemoveCluster(_ context.Context, by fleet.Caller, name string) error {
+	_, err := f.did("RemoveCluster", by, fleet.ClusterSpec{Name: name})
+	return err
+}
+
+func (f managed) TestCluster(_ context.Context, by fleet.Caller, spec fleet.ClusterSpec) (fleet.ClusterTest, error) {
+	f.wd.note("TestCluster %s %q %d by %s", spec.Name, spec.Context, len(spec.Kubeconfig.Reveal()), by.Name)
+	if strings.Contains(spec.Kubeconfig.Reveal(), "exec") {
+		return fleet.ClusterTest{}, fleet.Invalid("kubeconfig", "runs a program")
+	}
+	return fleet.ClusterTest{Outcome: fleet.TestOK, Version: "v1.37.0", Warnings: []string{fleet.WarnClusterAdmin}, Permissions: []fleet.TestedRight{
+		{Verb: "list", Resource: "nodes", Needed: true, Allowed: true}, {Verb: "*", Group: "*", Resource: "*", Allowed: true},
+	}}, nil
+}
+
 type people struct{ wd *world }
 
 func (wd *world) note(format string, args ...any) {
@@ -469,7 +515,7 @@ func (f record) Denied(_ context.Context, by fleet.Caller, action, detail string
 
 func (wd *world) config(logs io.Writer) Config {
 	return Config{
-		Nodes: wd, Clusters: steering{wd}, Streams: streams{wd}, Batches: batches{wd}, Templates: templates{wd}, Auth: authority{wd}, People: people{wd}, Audit: record{wd},
+		Nodes: wd, Clusters: steering{wd}, Managed: managed{wd}, Streams: streams{wd}, Batches: batches{wd}, Templates: templates{wd}, Auth: authority{wd}, People: people{wd}, Audit: record{wd},
 		Ready:   func(context.Context) error { return wd.ready },
 		Logger:  slog.New(slog.NewJSONHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Metrics: prometheus.NewRegistry(), Version: "test",

@@ -22,6 +22,9 @@ var least = map[string]string{
 	"GET /batches/{id}/plan": "viewer", "GET /plan": "operator", "POST /plan": "operator",
 	"GET /batches/{id}/items/{seq}/pods": "viewer", "POST /batches/{id}/skip": "operator",
 	"GET /account": "viewer", "GET /users": "admin", "GET /audit": "admin",
+	"POST /api/v1/clusters": "admin", "POST /api/v1/clusters/test": "admin", "GET /api/v1/clusters/managed": "admin", "GET /api/v1/clusters/manifest": "admin",
+	"PUT /api/v1/clusters/{cluster}": "admin", "POST /api/v1/clusters/{cluster}/replace": "admin",
+	"DELETE /api/v1/clusters/{cluster}": "admin", "POST /api/v1/clusters/{cluster}/delete": "admin",
 	"GET /api/v1/clusters": "viewer", "GET /api/v1/nodes": "viewer", "GET /api/v1/nodes/events": "viewer", "GET /api/v1/nodes/refs": "viewer",
 	"GET /api/v1/nodes/{cluster}/{node}": "viewer",
 	"GET /api/v1/batches":                "viewer", "POST /api/v1/batches": "operator", "GET /api/v1/batches/{id}": "viewer",
@@ -40,20 +43,25 @@ var least = map[string]string{
 
 // bodies are good bodies of the routes that want one.
 var bodies = map[string]string{
-	"POST /login":                     formBody("username", "ada", "password", "correct horse battery"),
-	"POST /setup":                     formBody("code", "good", "username", "ada", "password", "x"),
-	"POST /api/v1/batches":            formBody("action", "cordon", "nodes", "prod/node-0"),
-	"POST /api/v1/templates":          formBody("name", "gpu", "labels", "a=b"),
-	"PUT /api/v1/templates/{id}":      formBody("name", "gpu", "labels", "a=b", "version", "1"),
-	"POST /api/v1/templates/{id}":     formBody("name", "gpu", "labels", "a=b", "version", "1"),
-	"POST /api/v1/plans":              formBody("action", "drain", "nodes", "prod/node-0"),
-	"POST /batches/{id}/skip":         formBody("item", "0"),
-	"POST /plan":                      formBody("action", "drain", "nodes", "prod/node-0"),
-	"POST /clusters/{cluster}/accept": formBody("uid", "uid-2"),
-	"POST /api/v1/users":              formBody("name", "eve", "role", "viewer", "password", "long enough"),
-	"PATCH /api/v1/users/{name}":      formBody("role", "viewer"),
-	"POST /api/v1/users/{name}":       formBody("role", "viewer"),
-	"POST /api/v1/tokens":             formBody("name", "ci"),
+	"POST /login":                             formBody("username", "ada", "password", "correct horse battery"),
+	"POST /setup":                             formBody("code", "good", "username", "ada", "password", "x"),
+	"POST /api/v1/batches":                    formBody("action", "cordon", "nodes", "prod/node-0"),
+	"POST /api/v1/templates":                  formBody("name", "gpu", "labels", "a=b"),
+	"PUT /api/v1/templates/{id}":              formBody("name", "gpu", "labels", "a=b", "version", "1"),
+	"POST /api/v1/templates/{id}":             formBody("name", "gpu", "labels", "a=b", "version", "1"),
+	"POST /api/v1/plans":                      formBody("action", "drain", "nodes", "prod/node-0"),
+	"POST /batches/{id}/skip":                 formBody("item", "0"),
+	"POST /plan":                              formBody("action", "drain", "nodes", "prod/node-0"),
+	"POST /clusters/{cluster}/accept":         formBody("uid", "uid-2"),
+	"POST /api/v1/users":                      formBody("name", "eve", "role", "viewer", "password", "long enough"),
+	"PATCH /api/v1/users/{name}":              formBody("role", "viewer"),
+	"POST /api/v1/users/{name}":               formBody("role", "viewer"),
+	"POST /api/v1/tokens":                     formBody("name", "ci"),
+	"POST /api/v1/clusters":                   formBody("name", "new", "kubeconfig", "x"),
+	"POST /api/v1/clusters/test":              formBody("kubeconfig", "x"),
+	"PUT /api/v1/clusters/{cluster}":          formBody("kubeconfig", "x"),
+	"POST /api/v1/clusters/{cluster}/replace": formBody("kubeconfig", "x"),
+	"POST /api/v1/clusters/{cluster}/delete":  formBody("confirm", odd),
 }
 
 func fill(path string) string {
@@ -166,7 +174,7 @@ func TestRegister_RefusesUndeclared(t *testing.T) {
 func TestNew_RefusesMissing(t *testing.T) {
 	t.Parallel()
 	_, err := New(Config{})
-	for _, f := range []string{"Nodes", "Clusters", "Streams", "Batches", "Auth", "People", "Audit", "Ready", "Logger", "Metrics"} {
+	for _, f := range []string{"Nodes", "Clusters", "Managed", "Streams", "Batches", "Auth", "People", "Audit", "Ready", "Logger", "Metrics"} {
 		if err == nil || !strings.Contains(err.Error(), "Config."+f+" ") {
 			t.Errorf("%s is not named in %v", f, err)
 		}

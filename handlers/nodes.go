@@ -224,10 +224,7 @@ func (s *server) clustersPage(w http.ResponseWriter, r *http.Request) error {
 	if s.liking(w, r) {
 		return nil
 	}
-	return s.show(w, r, http.StatusOK, views.Clusters(views.ClustersPage{
-		Layout: s.layout(r, "clusters.title", "clusters"), Clusters: s.cfg.Nodes.Clusters(), Stream: "/clusters/stream",
-		CanRetry: callerOf(r).May(fleet.PermClusterRetry, ""), CanAccept: callerOf(r).May(fleet.PermClusterAdmin, ""),
-	}))
+	return s.showClusters(w, r, http.StatusOK, views.ClusterForm{}, nil)
 }
 
 func (s *server) listClusters(w http.ResponseWriter, r *http.Request) error {

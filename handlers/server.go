@@ -159,6 +159,14 @@ func (s *server) routes() []route {
 		{method: get, path: "/audit", perm: fleet.PermAuditView, kind: page, serve: s.auditPage},
 
 		{method: get, path: v1 + "/clusters", perm: fleet.PermNodesView, kind: api, serve: s.listClusters},
+		{method: post, path: v1 + "/clusters", perm: fleet.PermClusterAdmin, kind: api, serve: s.addCluster, body: clusterBodyLimit},
+		{method: post, path: v1 + "/clusters/test", perm: fleet.PermClusterAdmin, kind: api, serve: s.testCluster, body: clusterBodyLimit},
+		{method: get, path: v1 + "/clusters/managed", perm: fleet.PermClusterAdmin, kind: api, serve: s.listManaged},
+		{method: get, path: v1 + "/clusters/manifest", perm: fleet.PermClusterAdmin, kind: api, serve: s.manifest},
+		{method: http.MethodPut, path: v1 + oneCluster, perm: fleet.PermClusterAdmin, kind: api, serve: s.replaceCluster, body: clusterBodyLimit},
+		{method: post, path: v1 + oneCluster + "/replace", perm: fleet.PermClusterAdmin, kind: api, serve: s.replaceCluster, body: clusterBodyLimit}, // for forms
+		{method: del, path: v1 + oneCluster, perm: fleet.PermClusterAdmin, kind: api, serve: s.removeCluster},
+		{method: post, path: v1 + oneCluster + "/delete", perm: fleet.PermClusterAdmin, kind: api, serve: s.removeCluster}, // for forms
 		{method: get, path: v1 + "/nodes", perm: fleet.PermNodesView, kind: api, serve: s.listNodes},
 		{method: get, path: v1 + "/nodes/events", perm: fleet.PermNodesView, kind: stream, serve: s.nodeEvents},
 		{method: get, path: v1 + "/nodes/refs", perm: fleet.PermNodesView, kind: api, serve: s.listRefs},
@@ -358,7 +366,7 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) error {
 func (c Config) check() error {
 	var errs []error
 	for name, missing := range map[string]bool{
-		"Nodes": c.Nodes == nil, "Clusters": c.Clusters == nil, "Streams": c.Streams == nil, "Batches": c.Batches == nil, "Auth": c.Auth == nil, "People": c.People == nil,
+		"Nodes": c.Nodes == nil, "Clusters": c.Clusters == nil, "Managed": c.Managed == nil, "Streams": c.Streams == nil, "Batches": c.Batches == nil, "Auth": c.Auth == nil, "People": c.People == nil,
 		"Audit": c.Audit == nil, "Ready": c.Ready == nil, "Logger": c.Logger == nil, "Metrics": c.Metrics == nil,
 	} {
 		if missing {

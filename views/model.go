@@ -128,6 +128,20 @@ type ClustersPage struct {
 
 	CanRetry  bool // reach a cluster now
 	CanAccept bool // take another cluster at an address for the right one
+
+	CanManage bool // add, replace and remove clusters
+	Enabled   bool // there is a key to seal credentials with
+	Managed   []fleet.ManagedCluster
+	Manifest  string // of the service account that a cluster is given for us
+	Form      ClusterForm
+	Test      *fleet.ClusterTest // what came of a test; nil without one
+}
+
+// ClusterForm is what was sent to add, replace or remove a cluster, without the kubeconfig.
+type ClusterForm struct {
+	Name, Context string
+	Target        string // the cluster that was to be changed, "" for a new one
+	Errors        map[string]string
 }
 
 // ClusterRow is the live row of the clusters page, shared like NodeRow.

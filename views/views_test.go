@@ -366,7 +366,12 @@ func TestForms_Fields(t *testing.T) {
 		"/clusters/prod-us/retry":     nil,
 		"/clusters/lab/retry":         nil,
 		"/clusters/prod-us/accept":    {"uid"},
-		"":                            nil, // method=dialog
+		"/api/v1/clusters":            {"name", "kubeconfig", "context"},
+		"/api/v1/clusters/test":       {"name"},
+
+		"/api/v1/clusters/web/replace": {"kubeconfig", "context"},
+		"/api/v1/clusters/web/delete":  {"confirm"},
+		"":                             nil, // method=dialog
 	}
 	seen := map[string]bool{}
 	for name, c := range samples(plainly, "en") {

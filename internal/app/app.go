@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	manifests "github.com/kube-node-manager/kube-node-manager/deploy/kubernetes"
 	"github.com/kube-node-manager/kube-node-manager/handlers"
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
 	"github.com/kube-node-manager/kube-node-manager/internal/auth"
@@ -51,6 +52,8 @@ type Options struct {
 	Clusters []kube.Cluster // watched beside those of the configuration
 
 	KubeconfigEvery time.Duration // between two looks at the kubeconfigs; 0: five seconds
+
+	WebClustersEvery time.Duration // between two looks at the clusters added through the web; 0: two seconds
 }
 
 // App is the server, wired and not yet running.
@@ -66,6 +69,7 @@ type App struct {
 	keeper  *audit.Keeper
 	engine  *batch.Engine
 	files   *kubeconfigs
+	web     *webClusters
 	server  *http.Server
 	metrics *http.Server
 	http    net.Listener
@@ -116,6 +120,14 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	if err := a.addClusters(); err != nil {
 		return nil, err
 	}
+	keys, err := credentialsKeys(cfg.CredentialsKey)
+	if err != nil {
+		return nil, err
+	}
+	a.web = newWebClusters(a, record, keys)
+	if err := a.web.load(ctx); err != nil {
+		return nil, fmt.Errorf("reading the clusters added through the web: %w", err)
+	}
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)
@@ -147,9 +159,9 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	})
 
 	site, err := handlers.New(handlers.Config{
-		Nodes: a.manager, Clusters: steering{a.manager, record}, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
+		Nodes: a.manager, Clusters: steering{a.manager, record}, Managed: a.web, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
-		Version: opts.Version,
+		Version: opts.Version, Manifest: manifests.ServiceAccount,
 	})
 	if err != nil {
 		return nil, err
@@ -311,6 +323,7 @@ func (a *App) Run(ctx context.Context) error {
 	if len(a.cfg.Kubeconfigs) > 0 {
 		g.start(&a.ends, "kubeconfigs", a.files.run)
 	}
+	g.start(&a.ends, "clusters of the web", a.web.run)
 	g.start(&a.ends, "batches", a.engine.Run)
 	if a.metrics != nil {
 		a.serve(g, "metrics", a.metrics, a.prom)

@@ -21,6 +21,7 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
 	"github.com/kube-node-manager/kube-node-manager/internal/auth"
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
+	"github.com/kube-node-manager/kube-node-manager/internal/credentials"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
@@ -52,6 +53,11 @@ func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) 
 	case config.CommandVersion:
 		_, err := fmt.Fprintln(std.Out, version)
 		return err
+	case config.CommandNewKey:
+		_, err := fmt.Fprintln(std.Out, credentials.NewKey().Reveal())
+		return err
+	case config.CommandRotateCredentials:
+		return rotate(ctx, cfg.Credentials, std)
 	case config.CommandAuditVerify:
 		return beside(ctx, cfg.Audit.Database, std, func(_ *auth.Service, log *audit.Log) error {
 			n, err := log.Verify(ctx)
@@ -93,6 +99,44 @@ func heads(ctx context.Context, cfg config.Audit, log *audit.Log, std Stdio) (er
 		return err
 	}
 	_, err = fmt.Fprintf(std.Out, "%d signed heads fit, %d are of entries that retention has removed; the key is %s\n", good, older, all[len(all)-1].Key)
+	return err
+}
+
+// rotate wraps every stored credential with the first of the keys, beside a running server or without one. What it did
+// stays done if it is stopped, and running it again goes on from there.
+func rotate(ctx context.Context, cfg config.Credentials, std Stdio) (err error) {
+	keys, err := credentialsKeys(cfg.Key)
+	if err != nil {
+		return err
+	}
+	logger := slog.New(slog.NewTextHandler(std.Err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	s, err := store.Open(ctx, store.Config{Dir: cfg.Dir, URL: cfg.URL.Reveal(), Logger: logger})
+	if err != nil {
+		return fmt.Errorf("opening the database: %w", err)
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	log := audit.New(s, logger)
+	e := audit.By(onHost())
+	e.Action, e.Phase, e.Detail = "credentials.rotate", "intent", "to key "+keys.Current()
+	if _, err := log.Append(ctx, e); err != nil {
+		return err
+	}
+	done, err := credentials.Rotate(ctx, s, keys)
+	if err == nil && len(done.Unreadable) > 0 {
+		err = fmt.Errorf("the credentials of %s do not open under the keys that were given: %w",
+			strings.Join(done.Unreadable, ", "), credentials.ErrUnreadable)
+	}
+	e.Phase, e.Outcome, e.Detail = "result", "succeeded", fmt.Sprintf("to key %s: %d", keys.Current(), done.Rewrapped)
+	if err != nil {
+		e.Outcome = "failed"
+	}
+	if _, lost := log.Append(context.WithoutCancel(ctx), e); lost != nil {
+		return errors.Join(err, lost)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(std.Out, "%d credentials rewrapped, all are under key %s now: older keys are not needed any more\n", done.Rewrapped, keys.Current())
 	return err
 }
 

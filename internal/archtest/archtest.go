@@ -39,7 +39,8 @@ var rules = map[string]rule{
 		outside: []string{"github.com/alexedwards/argon2id", "github.com/alexedwards/scs/v2", "golang.org/x/crypto/", "golang.org/x/text/"},
 		never:   []string{k8s, chi, tpl, sql},
 	},
-	"internal/kube": {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
+	"internal/credentials": {ours: []string{"internal/fleet"}, outside: []string{"go.yaml.in/yaml/v3"}, never: []string{k8s, chi, tpl, sql}},
+	"internal/kube":        {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
 	"internal/marks": {
 		ours: []string{"internal/fleet"}, outside: []string{"k8s.io/apimachinery/pkg/api/validate/content"}, never: []string{chi, tpl, sql},
 	},
@@ -67,7 +68,8 @@ var rules = map[string]rule{
 		outside: []string{k8s, prom, "github.com/r3labs/sse/v2", "github.com/klauspost/compress/flate", "golang.org/x/time/rate"},
 		never:   []string{chi, tpl, sql},
 	},
-	"static": {never: []string{k8s, chi, tpl, sql}},
+	"deploy/kubernetes": {never: []string{k8s, chi, tpl, sql}},
+	"static":            {never: []string{k8s, chi, tpl, sql}},
 	"views": {
 		ours:    []string{"internal/fleet", "internal/kubectl"},
 		outside: []string{tpl, "github.com/nicksnyder/go-i18n/v2/i18n", "golang.org/x/text/language"},
@@ -81,6 +83,8 @@ var rules = map[string]rule{
 		never:   []string{sql},
 	},
 	"internal/app": {
+		// Plugins that sign in to clusters by themselves: what is not linked cannot be talked into anything.
+		never:   []string{"k8s.io/client-go/plugin/pkg/client/auth/azure", "k8s.io/client-go/plugin/pkg/client/auth/gcp", "k8s.io/client-go/plugin/pkg/client/auth/oidc"},
 		ours:    []string{"*"},
 		outside: []string{k8s, prom, "github.com/r3labs/sse/v2", "github.com/KimMachineGun/automemlimit"},
 	},

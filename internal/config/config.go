@@ -14,6 +14,8 @@ type Config struct {
 	User    User
 	Audit   Audit
 	Watch   Watch
+
+	Credentials Credentials
 }
 
 // Command names what is to be done.
@@ -30,6 +32,9 @@ const (
 	CommandAuditVerify Command = "audit verify"
 	CommandWatch       Command = "watch"
 	CommandVersion     Command = "version"
+
+	CommandRotateCredentials Command = "credentials rotate"
+	CommandNewKey            Command = "credentials new-key"
 )
 
 // Database says where the people, batches and the record are kept.
@@ -62,6 +67,9 @@ type Serve struct {
 	EventRetention time.Duration // how long the events of a batch are kept after its end; 0 for as long as the batch
 	LeaseNamespace string        // where the leases of nodes that are drained are, in each cluster
 	Pod            Pod           // that this process runs in; zero outside of a cluster
+
+	CredentialsKey CredentialsKey
+	AddressAllow   []netip.Prefix // of this host and its neighbours, where clusters added through the web may lead all the same
 }
 
 // Pod names the pod of this process.
@@ -94,6 +102,22 @@ type Audit struct {
 	Heads string // file of signed heads to check the record against, "-" for standard input; "" for none
 	Key   string // public key that they must be signed by, base64; "" for whichever they name
 }
+
+// Credentials is one of the credentials commands.
+type Credentials struct {
+	Database
+	Key CredentialsKey
+}
+
+// CredentialsKey says where the keys are that seal the credentials of clusters added through the web. At most one of the
+// two is set; with neither, no cluster can be added through the web.
+type CredentialsKey struct {
+	File string
+	Text Secret // what such a file holds
+}
+
+// Given tells whether there are keys.
+func (k CredentialsKey) Given() bool { return k.File != "" || k.Text != "" }
 
 // Watch is the command that follows the events of a server.
 type Watch struct {
@@ -148,6 +172,8 @@ func (s Serve) LogValue() slog.Value {
 		slog.String("metrics_listen", s.MetricsListen),
 		slog.Any("streams", s.Streams),
 		slog.Int64("cache_max_bytes", s.CacheBytes),
+		slog.Bool("clusters_through_the_web", s.CredentialsKey.Given()),
+		slog.Any("cluster_address_allow", s.AddressAllow),
 	)
 }
 

@@ -22,8 +22,11 @@ import (
 // EnvPrefix starts the name of every variable that is ours.
 const EnvPrefix = "KNM_"
 
-// tokenEnv is the one variable without a flag: a secret on a command line shows in the list of processes.
-const tokenEnv = EnvPrefix + "TOKEN"
+// The variables without a flag: a secret on a command line shows in the list of processes.
+const (
+	tokenEnv          = EnvPrefix + "TOKEN"
+	credentialsKeyEnv = EnvPrefix + "CREDENTIALS_KEY"
+)
 
 // database are the flags of every command that opens the store.
 type database struct {
@@ -31,8 +34,19 @@ type database struct {
 	DatabaseURL string `name:"database-url" placeholder:"postgres://…" help:"PostgreSQL instead of SQLite in the data directory; better in the variable, as others see the command line."`
 }
 
+// credentialsKey is the flag of every command that opens or seals credentials.
+type credentialsKey struct {
+	CredentialsKeyFile string `placeholder:"FILE" help:"Keys that seal the credentials of clusters added through the web, one a line, the current one first; or the variable KNM_CREDENTIALS_KEY. Without it no cluster can be added through the web."`
+}
+
+type clusterAddresses struct {
+	ClusterAddressAllow []string `placeholder:"CIDR" help:"Loopback or link-local addresses that clusters added through the web may lead to all the same; repeatable."`
+}
+
 type serveCmd struct {
 	database
+	credentialsKey
+	clusterAddresses
 	Listen        string   `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address to serve on (${default})."`
 	Kubeconfig    []string `sep:"none" placeholder:"FILE" help:"Watch every context of this file; repeatable. In the variable, several are divided as in PATH."`
 	InCluster     bool     `help:"Watch the cluster this process runs in, with its service account."`
@@ -97,6 +111,13 @@ type cli struct {
 			Key   string `name:"audit-key" placeholder:"BASE64" help:"Public key that the heads must be signed by; without it, whichever they name."`
 		} `cmd:"" help:"Check the chain of the whole record."`
 	} `cmd:"" help:"The audit record."`
+	Credentials struct {
+		Rotate struct {
+			database
+			credentialsKey
+		} `cmd:"" help:"Wrap every stored credential with the first key of the file. It can be stopped and run again."`
+		NewKey struct{} `cmd:"" name:"new-key" help:"Print a new key, as a line of a key file."`
+	} `cmd:"" help:"The stored credentials of clusters added through the web."`
 	Watch struct {
 		Server    string `default:"http://127.0.0.1:8080" placeholder:"URL" help:"The server to follow (${default})."`
 		Cluster   string `placeholder:"NAME" help:"Only this cluster."`
@@ -177,7 +198,7 @@ func resolver(env map[string]string) kong.ResolverFunc {
 		switch flag.Name {
 		case "kubeconfig":
 			return list(filepath.SplitList(v)), nil
-		case "trusted-proxy":
+		case "trusted-proxy", "cluster-address-allow":
 			return list(strings.Split(v, ",")), nil
 		}
 		return v, nil
@@ -196,7 +217,7 @@ func list(parts []string) []any {
 
 // unknown names every variable with our prefix that no flag of any command reads.
 func unknown(env map[string]string, model *kong.Application) error {
-	known := map[string]bool{tokenEnv: true}
+	known := map[string]bool{tokenEnv: true, credentialsKeyEnv: true}
 	var walk func(n *kong.Node)
 	walk = func(n *kong.Node) {
 		for _, f := range n.Flags {
@@ -224,7 +245,7 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 	p := &problems{}
 	switch cmd {
 	case CommandServe:
-		cfg.Serve = c.Serve.config(p)
+		cfg.Serve = c.Serve.config(p, env)
 	case CommandUserAdd:
 		a := c.User.Add
 		cfg.User = User{Database: a.config(p), Name: a.Name, Role: a.Role, PasswordFile: a.PasswordFile}
@@ -242,7 +263,12 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 		cfg.Audit = Audit{Database: v.config(p), Heads: v.Heads, Key: v.Key}
 	case CommandWatch:
 		cfg.Watch = c.watch(p, env)
-	case CommandVersion:
+	case CommandRotateCredentials:
+		cfg.Credentials = Credentials{Database: c.Credentials.Rotate.database.config(p), Key: c.Credentials.Rotate.credentialsKey.config(p, env)}
+		if !cfg.Credentials.Key.Given() {
+			p.add("credentials-key-file", "must be given, or the variable %s", credentialsKeyEnv)
+		}
+	case CommandVersion, CommandNewKey:
 	default:
 		p.add("command", "%q has no meaning", string(cmd))
 	}
@@ -269,7 +295,15 @@ func (d database) config(p *problems) Database {
 	return Database{Dir: d.DataDir, URL: Secret(d.DatabaseURL)}
 }
 
-func (s serveCmd) config(p *problems) Serve {
+func (k credentialsKey) config(p *problems, env map[string]string) CredentialsKey {
+	text := strings.TrimSpace(env[credentialsKeyEnv])
+	if k.CredentialsKeyFile != "" && text != "" {
+		p.add("credentials-key-file", "not together with the variable %s", credentialsKeyEnv)
+	}
+	return CredentialsKey{File: k.CredentialsKeyFile, Text: Secret(text)}
+}
+
+func (s serveCmd) config(p *problems, env map[string]string) Serve {
 	cfg := Serve{
 		Database:       s.database.config(p),
 		Listen:         s.Listen,
@@ -288,6 +322,7 @@ func (s serveCmd) config(p *problems) Serve {
 		AuditRetention: s.AuditRetention,
 		BatchRetention: s.BatchRetention,
 		EventRetention: s.EventRetention,
+		CredentialsKey: s.credentialsKey.config(p, env),
 	}
 	switch {
 	case s.AuditKeyFile == "" && s.DatabaseURL == "":
@@ -302,6 +337,14 @@ func (s serveCmd) config(p *problems) Serve {
 		if r.kept < 0 || r.kept > 0 && r.kept < minRetention {
 			p.add(r.flag, "%s is neither 0 nor at least %s", r.kept, minRetention)
 		}
+	}
+	for _, c := range s.ClusterAddressAllow {
+		prefix, err := parsePrefix(c)
+		if err != nil {
+			p.add("cluster-address-allow", "%q is neither a CIDR like 127.0.0.0/8 nor an address", c)
+			continue
+		}
+		cfg.AddressAllow = append(cfg.AddressAllow, prefix)
 	}
 	if !namespaceName.MatchString(s.LeaseNamespace) {
 		p.add("lease-namespace", "%q is not the name of a namespace", s.LeaseNamespace)

@@ -58,6 +58,11 @@ func TestParse_Commands(t *testing.T) {
 			[]string{"user", "set-password", "ada", "--password-file=p"},
 			Config{Command: CommandSetPassword, User: User{Database: Database{Dir: "./data"}, Name: "ada", PasswordFile: "p"}},
 		},
+		{
+			[]string{"credentials", "rotate", "--credentials-key-file", "k"},
+			Config{Command: CommandRotateCredentials, Credentials: Credentials{Database: Database{Dir: "./data"}, Key: CredentialsKey{File: "k"}}},
+		},
+		{[]string{"credentials", "new-key"}, Config{Command: CommandNewKey}},
 		{[]string{"audit", "verify"}, Config{Command: CommandAuditVerify, Audit: Audit{Database: Database{Dir: "./data"}}}},
 	} {
 		got, err := parse(t, nil, tt.args...)
@@ -84,15 +89,19 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"external-url": "https://nodes.example", "trusted-proxy": "10.0.0.0/8, 192.0.2.7", "tls-cert": "c.pem", "tls-key": "k.pem",
 		"tls-self-signed": "true", "database-url": "postgres://u:hunter2@a:5432,b:5432/d?sslmode=verify-full", "insecure-http": "true", "metrics-listen": "", "log-format": "text", "log-level": "debug",
 		"streams-per-session": "3", "streams-per-person": "4", "streams-per-address": "5", "streams": "6",
+		"credentials-key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
 		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
 		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "heads": "-", "audit-key": "AAAA",
 		"role": "operator", "password-file": "-", "server": "https://knm.example:8443", "cluster": "prod", "token-file": tokenFile,
 	}
 	// Some flags are good only together with another one.
-	also := map[string][]string{"audit-retention": {"KNM_AUDIT_KEY_FILE=a.key"}, "tls-cert": {"KNM_TLS_KEY=k.pem"}, "tls-key": {"KNM_TLS_CERT=c.pem"}}
+	also := map[string][]string{
+		"audit-retention": {"KNM_AUDIT_KEY_FILE=a.key"}, "tls-cert": {"KNM_TLS_KEY=k.pem"}, "tls-key": {"KNM_TLS_CERT=c.pem"},
+		"credentials-key-file": {},
+	}
 	base := map[string][]string{
 		"serve": {"serve"}, "add": {"user", "add", "x"}, "list": {"user", "list"}, "disable": {"user", "disable", "x"},
-		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"},
+		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"credentials", "rotate"},
 	}
 	parser, err := kong.New(&cli{})
 	if err != nil {
@@ -113,6 +122,9 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 			args := base[leaf.Name]
 			if leaf.Name == "add" && f.Name != "role" {
 				args = append(slices.Clip(args), "--role=viewer")
+			}
+			if leaf.Name == "rotate" && f.Name != "credentials-key-file" {
+				args = append(slices.Clip(args), "--credentials-key-file=k")
 			}
 			before := Config{}
 			if leaf.Name != "add" || f.Name != "role" {
@@ -195,6 +207,9 @@ func TestParse_Problems(t *testing.T) {
 		{"no place for data", nil, []string{"serve", "--data-dir", ""}, []string{"--data-dir"}},
 		{"token twice", []string{"KNM_TOKEN=x"}, []string{"watch", "--token-file", "f"}, []string{"--token-file"}},
 		{"token file missing", nil, []string{"watch", "--token-file", "does-not-exist"}, []string{"--token-file"}},
+		{"no keys to rotate to", nil, []string{"credentials", "rotate"}, []string{"--credentials-key-file", "KNM_CREDENTIALS_KEY"}},
+		{"keys twice", []string{"KNM_CREDENTIALS_KEY=hunter2"}, []string{"serve", "--credentials-key-file", "f"}, []string{"--credentials-key-file", "KNM_CREDENTIALS_KEY"}},
+		{"open to what", nil, []string{"serve", "--cluster-address-allow", "lo"}, []string{"--cluster-address-allow", `"lo"`}},
 		{"server with path", nil, []string{"watch", "--server", "http://x/y"}, []string{"--server"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
