@@ -14,6 +14,7 @@ import (
 // that it checks. A new route without a row fails the test.
 var least = map[string]string{
 	"GET /healthz": "", "GET /readyz": "", "GET /login": "", "POST /login": "", "GET /setup": "", "POST /setup": "",
+	"GET /login/code": "", "POST /login/code": "", "GET /invite": "", "POST /invite": "",
 	"POST /logout": "viewer",
 	"GET /":        "viewer", "GET /nodes": "viewer", "GET /nodes/stream": "viewer", "GET /clusters": "viewer", "GET /clusters/stream": "viewer",
 	"GET /clusters/{cluster}/nodes": "viewer", "GET /clusters/{cluster}/stream": "viewer", "POST /clusters/{cluster}/retry": "operator", "POST /clusters/{cluster}/accept": "admin", "GET /clusters/{cluster}/nodes/{node}": "viewer",
@@ -27,12 +28,15 @@ var least = map[string]string{
 	"GET /api/v1/users": "admin", "POST /api/v1/users": "admin", "PATCH /api/v1/users/{name}": "admin", "POST /api/v1/users/{name}": "admin",
 	"GET /api/v1/tokens": "viewer", "POST /api/v1/tokens": "viewer", "DELETE /api/v1/tokens/{id}": "viewer", "POST /api/v1/tokens/{id}/delete": "viewer",
 	"GET /api/v1/sessions": "viewer", "DELETE /api/v1/sessions/{id}": "viewer", "POST /api/v1/sessions/{id}/delete": "viewer",
-	"GET /api/v1/audit": "admin",
+	"GET /api/v1/audit":          "admin",
+	"POST /api/v1/second-factor": "viewer", "POST /api/v1/second-factor/confirm": "viewer", "POST /api/v1/second-factor/delete": "viewer",
 }
 
 // bodies are good bodies of the routes that want one.
 var bodies = map[string]string{
 	"POST /login":                     formBody("username", "ada", "password", "correct horse battery"),
+	"POST /login/code":                formBody("code", "123456"),
+	"POST /invite":                    formBody("code", "good", "password", "x"),
 	"POST /setup":                     formBody("code", "good", "username", "ada", "password", "x"),
 	"POST /api/v1/batches":            formBody("action", "cordon", "nodes", "prod/node-0"),
 	"POST /clusters/{cluster}/accept": formBody("uid", "uid-2"),

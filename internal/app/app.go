@@ -91,7 +91,11 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	a.ends.push("closing the database", func(context.Context) error { return a.store.Close() })
 
 	record := audit.New(a.store, a.logger)
-	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.logger})
+	authCfg := auth.Config{Store: a.store, Audit: record, Logger: a.logger}
+	if err := signInWays(cfg, &authCfg); err != nil {
+		return nil, err
+	}
+	a.auth = auth.New(authCfg)
 	a.manager = realtime.NewManager(realtime.ManagerConfig{
 		Logger: a.logger, Metrics: registry, Render: renderer{}, Identities: a.store,
 		Epoch: realtime.Epoch(opts.Version), CacheBytes: cfg.CacheBytes,

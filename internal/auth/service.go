@@ -26,6 +26,8 @@ type Store interface {
 	setupStore
 	sessionStore
 	tokenStore
+	factorStore
+	inviteStore
 	CountAttempt(ctx context.Context, keys []fleet.AttemptKey, decide func([]fleet.Attempts) ([]fleet.Attempts, error)) error
 }
 
@@ -43,6 +45,7 @@ type Config struct {
 	Idle     time.Duration    // a session ends so long after its last recorded activity; 0: 30 minutes
 	Lifetime time.Duration    // a session ends so long after sign-in; 0: 12 hours
 	Hash     *argon2id.Params // cost of a password; nil: 19 MiB, two passes, one lane
+	Sealer   Sealer           // keeps the secrets of second factors; nil: nobody can set one up
 }
 
 // Service signs people in and out and administers them. Make it with New; all methods may be called by many goroutines.
@@ -52,6 +55,7 @@ type Service struct {
 	logger   *slog.Logger
 	sessions *scs.SessionManager
 	hasher   *hasher
+	sealer   Sealer // nil: none
 	turns    turns
 	settled  atomic.Bool // somebody exists; nobody is ever deleted, so this does not change back
 
@@ -80,6 +84,7 @@ func New(cfg Config) *Service {
 			IdleTimeout: cfg.Idle, Lifetime: cfg.Lifetime, Store: managerStore{cfg.Store}, Codec: codec{}, HashTokenInStore: true,
 		},
 		hasher: newHasher(*cfg.Hash),
+		sealer: cfg.Sealer,
 		known:  make(map[string]*known),
 	}
 }

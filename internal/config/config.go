@@ -26,6 +26,7 @@ const (
 	CommandUserList    Command = "user list"
 	CommandUserDisable Command = "user disable"
 	CommandUserEnable  Command = "user enable"
+	CommandResetTOTP   Command = "user reset-totp"
 	CommandSetPassword Command = "user set-password"
 	CommandAuditVerify Command = "audit verify"
 	CommandWatch       Command = "watch"
@@ -56,6 +57,8 @@ type Serve struct {
 	Streams       Streams
 	CacheBytes    int64 // for nodes and their rendered rows
 
+	CredentialsKeyFile string // that secrets in the database are encrypted with; "" for one beside SQLite, none for PostgreSQL
+
 	LeaseNamespace string // where the leases of nodes that are drained are, in each cluster
 	Pod            Pod    // that this process runs in; zero outside of a cluster
 }
@@ -81,7 +84,9 @@ type User struct {
 	Database
 	Name         string
 	Role         string
-	PasswordFile string // "-" for standard input, "" to have one made up and printed
+	PasswordFile string   // "-" for standard input, "" to have one made up and printed
+	Invite       bool     // instead of a password: the person sets it
+	External     *url.URL // of the server, for the link of an invitation; nil for none
 }
 
 // Audit is one of the audit commands.

@@ -43,11 +43,12 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
-	CacheMaxBytes  int64  `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
-	LeaseNamespace string `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
-	Pod            string `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
-	LogFormat      string `default:"json" enum:"json,text" help:"json or text."`
-	LogLevel       string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	CacheMaxBytes      int64  `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
+	CredentialsKeyFile string `placeholder:"FILE" help:"File with 32 bytes in hexadecimal or base64, which secrets in the database are encrypted with. Beside SQLite one is made; with PostgreSQL there are no second factors without it."`
+	LeaseNamespace     string `default:"kube-node-manager" placeholder:"NAMESPACE" help:"Where the Leases of nodes that are being drained are, in each cluster; without it a node is kept from other tools by its annotation alone (${default})."`
+	Pod                string `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
+	LogFormat          string `default:"json" enum:"json,text" help:"json or text."`
+	LogLevel           string `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 }
 
 // minCache is less than one small cluster needs; a number below it was meant in other units.
@@ -71,12 +72,15 @@ type cli struct {
 	User  struct {
 		Add struct {
 			userNameCmd
+			Invite       bool   `help:"Print an invitation, with which the person sets the password, instead of a password."`
+			ExternalURL  string `name:"external-url" placeholder:"https://…" help:"Address that browsers use, for the link of the invitation."`
 			Role         string `required:"" enum:"viewer,operator,admin" help:"viewer, operator or admin."`
 			PasswordFile string `placeholder:"FILE|-" help:"File with the password, - for standard input. Without it one is made up and printed."`
 		} `cmd:"" help:"Add a person."`
 		List        struct{ database } `cmd:"" help:"List the people."`
 		Disable     userNameCmd        `cmd:"" help:"Keep a person out; ends sessions and streams."`
 		Enable      userNameCmd        `cmd:"" help:"Let a disabled person in again."`
+		ResetTotp   userNameCmd        `cmd:"" name:"reset-totp" help:"Take away a person's second factor; ends sessions and tokens."`
 		SetPassword struct {
 			userNameCmd
 			PasswordFile string `placeholder:"FILE|-" help:"File with the password, - for standard input. Without it one is made up and printed."`
@@ -215,12 +219,20 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 		cfg.Serve = c.Serve.config(p)
 	case CommandUserAdd:
 		a := c.User.Add
-		cfg.User = User{Database: a.config(p), Name: a.Name, Role: a.Role, PasswordFile: a.PasswordFile}
+		cfg.User = User{Database: a.config(p), Name: a.Name, Role: a.Role, PasswordFile: a.PasswordFile, Invite: a.Invite}
+		if a.Invite && a.PasswordFile != "" {
+			p.add("invite", "not together with --password-file: the person sets the password")
+		}
+		if a.ExternalURL != "" {
+			cfg.User.External = origin(p, "external-url", a.ExternalURL)
+		}
 	case CommandSetPassword:
 		s := c.User.SetPassword
 		cfg.User = User{Database: s.config(p), Name: s.Name, PasswordFile: s.PasswordFile}
 	case CommandUserDisable:
 		cfg.User = User{Database: c.User.Disable.config(p), Name: c.User.Disable.Name}
+	case CommandResetTOTP:
+		cfg.User = User{Database: c.User.ResetTotp.config(p), Name: c.User.ResetTotp.Name}
 	case CommandUserEnable:
 		cfg.User = User{Database: c.User.Enable.config(p), Name: c.User.Enable.Name}
 	case CommandUserList:
@@ -271,6 +283,8 @@ func (s serveCmd) config(p *problems) Serve {
 		Streams:        s.streams.config(p),
 		CacheBytes:     s.CacheMaxBytes,
 		LeaseNamespace: s.LeaseNamespace,
+
+		CredentialsKeyFile: s.CredentialsKeyFile,
 	}
 	if !namespaceName.MatchString(s.LeaseNamespace) {
 		p.add("lease-namespace", "%q is not the name of a namespace", s.LeaseNamespace)
