@@ -114,6 +114,11 @@ type Auth interface {
 	SignIn(ctx context.Context, name, password string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
 	// SecondStep completes a sign-in that SignIn answered with a fleet.SecondStepError.
 	SecondStep(ctx context.Context, half, code string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
+	// OIDC tells whether there is an identity provider. BeginOIDC answers where the browser has to go and what it has to
+	// keep; FinishOIDC signs in who comes back. ErrForbidden for who is known there and may not use this.
+	OIDC() bool
+	BeginOIDC(ctx context.Context, redirect string) (target, kept string, until time.Time, err error)
+	FinishOIDC(ctx context.Context, redirect, kept string, answer url.Values, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
 	SignOut(ctx context.Context, token string) error
 	// BySession and ByToken return ErrUnauthenticated for what is unknown, expired, revoked or of a disabled person.
 	BySession(ctx context.Context, token string) (fleet.Caller, error)

@@ -46,6 +46,7 @@ type world struct {
 	calls   []string // what People and Auth were asked to do
 	people  error    // answer of every call of People, if not nil
 	setup   bool
+	oidc    bool
 	factor  fleet.FactorState
 	entries []fleet.Entry
 	ready   error
@@ -277,6 +278,18 @@ func (f authority) AcceptInvitation(_ context.Context, code, _ string) error {
 		return fleet.Invalid("code", "is wrong or too old")
 	}
 	return nil
+}
+
+func (f authority) OIDC() bool { return f.wd.oidc }
+
+func (f authority) BeginOIDC(_ context.Context, redirect string) (string, string, time.Time, error) {
+	f.wd.note("BeginOIDC %s", redirect)
+	return "https://idp.test/auth?state=s", "kept", time.Now().Add(10 * time.Minute), f.wd.signIn
+}
+
+func (f authority) FinishOIDC(_ context.Context, redirect, kept string, answer url.Values, from fleet.Caller, _ string) (string, time.Time, error) {
+	f.wd.note("FinishOIDC %s %s %s replacing %q", redirect, kept, answer.Get("code"), from.Session)
+	return "admin", time.Now().Add(time.Hour), f.wd.signIn
 }
 
 func (f authority) SignOut(_ context.Context, token string) error {

@@ -14,7 +14,7 @@ import (
 // that it checks. A new route without a row fails the test.
 var least = map[string]string{
 	"GET /healthz": "", "GET /readyz": "", "GET /login": "", "POST /login": "", "GET /setup": "", "POST /setup": "",
-	"GET /login/code": "", "POST /login/code": "", "GET /invite": "", "POST /invite": "",
+	"GET /login/code": "", "GET /login/oidc": "", "GET /login/oidc/callback": "", "POST /login/code": "", "GET /invite": "", "POST /invite": "",
 	"POST /logout": "viewer",
 	"GET /":        "viewer", "GET /nodes": "viewer", "GET /nodes/stream": "viewer", "GET /clusters": "viewer", "GET /clusters/stream": "viewer",
 	"GET /clusters/{cluster}/nodes": "viewer", "GET /clusters/{cluster}/stream": "viewer", "POST /clusters/{cluster}/retry": "operator", "POST /clusters/{cluster}/accept": "admin", "GET /clusters/{cluster}/nodes/{node}": "viewer",

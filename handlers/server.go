@@ -128,6 +128,8 @@ func (s *server) routes() []route {
 		{method: post, path: "/login", perm: fleet.PermPublic, kind: page, serve: s.signIn},
 		{method: get, path: "/login/code", perm: fleet.PermPublic, kind: page, serve: s.codePage},
 		{method: post, path: "/login/code", perm: fleet.PermPublic, kind: page, serve: s.secondStep},
+		{method: get, path: "/login/oidc", perm: fleet.PermPublic, kind: page, serve: s.beginOIDC},
+		{method: get, path: oidcCallback, perm: fleet.PermPublic, kind: page, serve: s.finishOIDC},
 		{method: get, path: "/invite", perm: fleet.PermPublic, kind: page, serve: s.invitePage},
 		{method: post, path: "/invite", perm: fleet.PermPublic, kind: page, serve: s.acceptInvitation},
 		{method: get, path: "/setup", perm: fleet.PermPublic, kind: page, serve: s.setupPage},

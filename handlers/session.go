@@ -147,7 +147,7 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) loginForm(r *http.Request, next, name, problem string, setup bool) views.LoginPage {
-	p := views.LoginPage{Layout: s.layout(r, "login.title", ""), Username: name, Error: problem, Setup: setup}
+	p := views.LoginPage{Layout: s.layout(r, "login.title", ""), Username: name, Error: problem, Setup: setup, OIDC: s.cfg.Auth.OIDC()}
 	if next != home {
 		p.Next = next
 	}

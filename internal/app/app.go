@@ -92,7 +92,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 
 	record := audit.New(a.store, a.logger)
 	authCfg := auth.Config{Store: a.store, Audit: record, Logger: a.logger}
-	if err := signInWays(cfg, &authCfg); err != nil {
+	if err := a.signInWays(&authCfg); err != nil {
 		return nil, err
 	}
 	a.auth = auth.New(authCfg)

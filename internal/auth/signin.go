@@ -60,6 +60,20 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
 	}
+	pretend := nameErr != nil || known && (acct.Kind != fleet.PersonLDAP || acct.Disabled) || password == "" || long
+	if v, ok, err := s.lookUp(ctx, name, password, pretend, match); err != nil || ok {
+		if err != nil {
+			return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		}
+		token, expires, err = s.admit(ctx, v, from, userAgent, try.keys)
+		if errors.Is(err, fleet.ErrForbidden) { // whoever has no password here is told no more than anybody else
+			err = fleet.ErrUnauthenticated
+		}
+		if err != nil {
+			return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		}
+		return token, expires, nil
+	}
 	if !match {
 		why := "wrong password"
 		switch {
@@ -87,6 +101,27 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
 	}
 	return token, expires, nil
+}
+
+// lookUp asks the directory, if there is one, whose name and password these are. For a local person it only pretends to:
+// their password is nobody else's business, and how long the answer takes must not tell who is local. When the
+// directory cannot be asked, local people still get in, and everybody else is told so, whoever they are.
+func (s *Service) lookUp(ctx context.Context, name, password string, pretend, match bool) (fleet.Vouched, bool, error) {
+	if s.directory == nil {
+		return fleet.Vouched{}, false, nil
+	}
+	v, err := s.directory.Check(ctx, name, password, pretend)
+	switch {
+	case match: // a local person with the right password
+		return fleet.Vouched{}, false, nil
+	case errors.Is(err, fleet.ErrUnauthenticated):
+		return fleet.Vouched{}, false, nil
+	case err != nil:
+		s.logger.WarnContext(ctx, "the directory cannot be asked", "err", err)
+		return fleet.Vouched{}, false, err
+	}
+	v.Name = name
+	return v, true, nil
 }
 
 // attempt is one that has been counted.

@@ -59,8 +59,29 @@ type Serve struct {
 
 	CredentialsKeyFile string // that secrets in the database are encrypted with; "" for one beside SQLite, none for PostgreSQL
 
+	OIDC OIDC // Issuer "" for none
+	LDAP LDAP // URL "" for none
+
 	LeaseNamespace string // where the leases of nodes that are drained are, in each cluster
 	Pod            Pod    // that this process runs in; zero outside of a cluster
+}
+
+// OIDC is an identity provider that people sign in with.
+type OIDC struct {
+	Issuer, ClientID       string
+	SecretFile, CAFile     string // "" for none
+	Scopes                 []string
+	GroupsClaim, NameClaim string
+	Roles                  map[string]string // by group
+}
+
+// LDAP is a directory that checks the passwords of people.
+type LDAP struct {
+	URL                               string // ldaps://, or ldap:// with StartTLS
+	CAFile, BindDN, PasswordFile      string
+	UserBase, UserFilter, IDAttribute string
+	GroupBase, GroupFilter, GroupName string
+	Roles                             map[string]string // by group
 }
 
 // Pod names the pod of this process.

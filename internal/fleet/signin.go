@@ -82,3 +82,14 @@ func (*SecondStepError) Error() string { return "a second factor is needed" }
 
 // Is makes every SecondStepError an ErrUnauthenticated.
 func (*SecondStepError) Is(target error) bool { return target == ErrUnauthenticated }
+
+// MostOf is the role that may do most among those that the groups map to, "" if none maps to any.
+func MostOf(groups []string, roles map[string]Role) Role {
+	best := Role("")
+	for _, g := range groups {
+		if r, ok := roles[g]; ok && len(grants[r]) > len(grants[best]) {
+			best = r
+		}
+	}
+	return best
+}
