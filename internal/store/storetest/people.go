@@ -36,6 +36,11 @@ func RunPeople(t *testing.T, open Open) {
 		"SetupOnce":            setupOnce,
 		"DropExpired":          dropExpired,
 		"NoChangeUnrecorded":   noChangeUnrecorded,
+		"SecondStep":           secondStep,
+		"ProofsAreUsedUp":      proofsAreUsedUp,
+		"HalfTakesBackOne":     halfTakesBackOne,
+		"Invitations":          invitations,
+		"Identities":           vouchedIdentities,
 	})
 }
 
