@@ -98,7 +98,7 @@ func (s *Store) ConfirmFactor(ctx context.Context, userID, secret string, step i
 
 // dropFactor forgets the second factor of a person and everything that was good with it.
 func (t *Tx) dropFactor(userID string) error {
-	for _, table := range []string{"second_factors", "recovery_codes", "half_signins"} {
+	for _, table := range []string{"second_factors", "recovery_codes", "half_sign_ins"} {
 		if _, err := t.Exec(`DELETE FROM `+table+` WHERE user_id = ?`, userID); err != nil {
 			return err
 		}
@@ -124,7 +124,7 @@ func (s *Store) AddHalf(ctx context.Context, h fleet.HalfSignIn, keys []fleet.At
 				return err
 			}
 		}
-		_, err := tx.Exec(`INSERT INTO half_signins (token_hash, user_id, epoch, replaces, expires_at) VALUES (?, ?, ?, ?, ?)`,
+		_, err := tx.Exec(`INSERT INTO half_sign_ins (token_hash, user_id, epoch, replaces, expires_at) VALUES (?, ?, ?, ?, ?)`,
 			h.Hash, h.UserID, h.Epoch, h.Replaces, micros(h.ExpiresAt))
 		return err
 	})
@@ -144,7 +144,7 @@ func (s *Store) Half(ctx context.Context, hash string, now time.Time) (fleet.Hal
 		ExpiresAt int64  `db:"expires_at"`
 	}
 	err := s.get(ctx, &r, `SELECT `+joinedColumns+`, h.token_hash, h.replaces, h.expires_at
-		FROM half_signins h JOIN users u ON u.id = h.user_id
+		FROM half_sign_ins h JOIN users u ON u.id = h.user_id
 		WHERE h.token_hash = ? AND h.expires_at > ? AND h.epoch = u.epoch AND u.disabled_at = 0`, hash, micros(now))
 	if err := unauthenticated("finding a half sign-in", err); err != nil {
 		return fleet.HalfSignIn{}, fleet.Account{}, err
@@ -167,7 +167,7 @@ func (t *Tx) secondStep(n fleet.NewSession) error {
 	if n.Half == "" {
 		return fmt.Errorf("signing in: a second factor was set up meanwhile: %w", fleet.ErrUnauthenticated)
 	}
-	rows, err := t.Exec(`DELETE FROM half_signins WHERE token_hash = ? AND user_id = ? AND epoch = ? AND expires_at > ?`,
+	rows, err := t.Exec(`DELETE FROM half_sign_ins WHERE token_hash = ? AND user_id = ? AND epoch = ? AND expires_at > ?`,
 		n.Half, n.UserID, n.Epoch, micros(n.CreatedAt))
 	if err != nil {
 		return err

@@ -287,7 +287,7 @@ func (s *Store) WhyEnded(ctx context.Context, hash string) (string, error) {
 // not, set-up codes, invitations and half sign-ins past theirs, and counters that stopped counting before quiet.
 func (s *Store) DropExpired(ctx context.Context, now, quiet time.Time) error {
 	return s.Tx(ctx, func(tx *Tx) error {
-		for _, table := range []string{"sessions", "tokens", "setup_code", "half_signins", "invitations"} {
+		for _, table := range []string{"sessions", "tokens", "setup_code", "half_sign_ins", "invitations"} {
 			if _, err := tx.Exec(`DELETE FROM `+table+` WHERE expires_at <= ?`, micros(now)); err != nil {
 				return err
 			}

@@ -108,7 +108,9 @@ func serve(t *testing.T, mode string) *directory {
 		if err := s.Stop(); err != nil {
 			t.Error(err)
 		}
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 	for deadline := time.Now().Add(20 * time.Second); !s.Ready(); {
 		if time.Now().After(deadline) {

@@ -85,7 +85,7 @@ func TestPicture(t *testing.T) {
 		t.Errorf("%d modules are no version of a QR code", size-2*quiet)
 	}
 	dark := map[[2]int]bool{}
-	for _, run := range strings.Split(strings.TrimSuffix(path, "z"), "z") {
+	for run := range strings.SplitSeq(strings.TrimSuffix(path, "z"), "z") {
 		var x, y, n, back int
 		if _, err := fmt.Sscanf(run, "M%d %dh%dv1h-%d", &x, &y, &n, &back); err != nil || n != back {
 			t.Fatalf("%q: %v", run, err)

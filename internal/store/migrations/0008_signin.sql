@@ -23,14 +23,14 @@ CREATE TABLE recovery_codes (
 CREATE INDEX recovery_codes_user ON recovery_codes (user_id);
 
 -- Passwords that were right and wait for the code. They are no sessions, and nothing that reads sessions reads them.
-CREATE TABLE half_signins (
+CREATE TABLE half_sign_ins (
     token_hash TEXT   NOT NULL PRIMARY KEY,
     user_id    TEXT   NOT NULL REFERENCES users (id),
     epoch      BIGINT NOT NULL,
     replaces   TEXT   NOT NULL,
     expires_at BIGINT NOT NULL
 );
-CREATE INDEX half_signins_expires ON half_signins (expires_at);
+CREATE INDEX half_sign_ins_expires ON half_sign_ins (expires_at);
 
 CREATE TABLE invitations (
     user_id    TEXT   NOT NULL PRIMARY KEY REFERENCES users (id),
@@ -40,7 +40,7 @@ CREATE TABLE invitations (
 
 -- +goose Down
 DROP TABLE invitations;
-DROP TABLE half_signins;
+DROP TABLE half_sign_ins;
 DROP TABLE recovery_codes;
 DROP TABLE second_factors;
 DROP INDEX users_identity;

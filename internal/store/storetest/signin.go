@@ -10,8 +10,8 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
-func half(name, hash string) fleet.HalfSignIn {
-	return fleet.HalfSignIn{Hash: hash, UserID: "id-" + name, Epoch: 1, ExpiresAt: start.Add(5 * time.Minute)}
+func half(hash string) fleet.HalfSignIn {
+	return fleet.HalfSignIn{Hash: hash, UserID: "id-ada", Epoch: 1, ExpiresAt: start.Add(5 * time.Minute)}
 }
 
 // withFactor is ada with a second factor of step 10 and two recovery codes.
@@ -59,14 +59,14 @@ func secondStep(t *testing.T, one, two *store.Store) {
 
 	is(t, "no half", two.AddSession(ctx, session("ada", "s1"), nil, event), fleet.ErrUnauthenticated)
 	is(t, "a half that is not there", two.AddSession(ctx, completed("s2", "none", fleet.Proof{Step: 11}), nil, event), fleet.ErrUnauthenticated)
-	need(t, one.AddHalf(ctx, half("ada", "h1"), nil, fleet.Attempts{}, fleet.Attempts{}))
+	need(t, one.AddHalf(ctx, half("h1"), nil, fleet.Attempts{}, fleet.Attempts{}))
 	is(t, "no proof", two.AddSession(ctx, completed("s3", "h1", fleet.Proof{}), nil, event), fleet.ErrUnauthenticated)
 	_, _, err = two.Half(ctx, "h1", start)
 	need(t, err) // a step that failed leaves it good
 	need(t, two.AddSession(ctx, completed("s4", "h1", fleet.Proof{Step: 11}), nil, event))
 	is(t, "the half again", two.AddSession(ctx, completed("s5", "h1", fleet.Proof{Step: 12}), nil, event), fleet.ErrUnauthenticated)
 
-	need(t, one.AddHalf(ctx, half("ada", "h2"), nil, fleet.Attempts{}, fleet.Attempts{}))
+	need(t, one.AddHalf(ctx, half("h2"), nil, fleet.Attempts{}, fleet.Attempts{}))
 	_, _, err = two.Half(ctx, "h2", start.Add(5*time.Minute))
 	is(t, "late", err, fleet.ErrUnauthenticated)
 	no := true
@@ -98,7 +98,7 @@ func proofsAreUsedUp(t *testing.T, one, two *store.Store) {
 		var in atomic.Int64
 		for i, s := range []*store.Store{one, two, one, two} {
 			h := what + string(rune('a'+i))
-			need(t, s.AddHalf(ctx, half("ada", h), nil, fleet.Attempts{}, fleet.Attempts{}))
+			need(t, s.AddHalf(ctx, half(h), nil, fleet.Attempts{}, fleet.Attempts{}))
 			wg.Go(func() {
 				err := s.AddSession(ctx, completed("s-"+h, h, p), nil, event)
 				if err == nil {
@@ -113,7 +113,7 @@ func proofsAreUsedUp(t *testing.T, one, two *store.Store) {
 			t.Errorf("%d sessions with one %s", in.Load(), what)
 		}
 	}
-	need(t, one.AddHalf(ctx, half("ada", "h"), nil, fleet.Attempts{}, fleet.Attempts{}))
+	need(t, one.AddHalf(ctx, half("h"), nil, fleet.Attempts{}, fleet.Attempts{}))
 	is(t, "an earlier step", two.AddSession(ctx, completed("s", "h", fleet.Proof{Step: 9}), nil, event), fleet.ErrUnauthenticated)
 }
 
@@ -141,14 +141,14 @@ func halfTakesBackOne(t *testing.T, one, two *store.Store) {
 	}
 	before, after := fleet.Attempts{Count: 6, Blocked: start}, fleet.Attempts{Count: 7, Blocked: start.Add(time.Minute)}
 	set(7, after.Blocked)
-	need(t, two.AddHalf(ctx, half("ada", "h1"), keys, before, after))
+	need(t, two.AddHalf(ctx, half("h1"), keys, before, after))
 	if got := read(); got[0].Count != 6 || got[1].Count != 6 || !got[1].Blocked.Equal(start) {
 		t.Errorf("counted %+v", got)
 	}
 	// Somebody else failed meanwhile: their delay stays.
 	later := start.Add(time.Hour)
 	set(8, later)
-	need(t, two.AddHalf(ctx, half("ada", "h2"), keys, before, after))
+	need(t, two.AddHalf(ctx, half("h2"), keys, before, after))
 	if got := read(); got[1].Count != 7 || !got[1].Blocked.Equal(later) {
 		t.Errorf("counted %+v", got)
 	}
@@ -215,7 +215,8 @@ func vouchedIdentities(t *testing.T, one, two *store.Store) {
 	need(t, add("ada", id))
 	is(t, "the identity again", add("eve", id), fleet.ErrConflict)
 	for i, other := range []fleet.Identity{
-		{Kind: fleet.PersonLDAP, Issuer: id.Issuer, Subject: id.Subject}, {Kind: id.Kind, Issuer: "https://b", Subject: id.Subject},
+		{Kind: fleet.PersonLDAP, Issuer: id.Issuer, Subject: id.Subject},
+		{Kind: id.Kind, Issuer: "https://b", Subject: id.Subject},
 		{Kind: id.Kind, Issuer: id.Issuer, Subject: "2"},
 	} {
 		_, err := two.AccountOf(ctx, other)
