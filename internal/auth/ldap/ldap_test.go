@@ -18,10 +18,9 @@ import (
 	"testing"
 	"time"
 
+	ber "github.com/go-asn1-ber/asn1-ber"
 	"github.com/go-ldap/ldap/v3"
 	"github.com/google/go-cmp/cmp"
-	"github.com/hashicorp/go-hclog"
-	"github.com/jimlambrt/gldap"
 	"go.uber.org/goleak"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -68,60 +67,85 @@ func serve(t *testing.T, mode string) *directory {
 	t.Helper()
 	d := &directory{all: people()}
 	d.tls, d.cas = certificate(t)
-	s, err := gldap.NewServer(gldap.WithLogger(hclog.NewNullLogger()))
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	mux, err := gldap.NewMux()
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = errors.Join(mux.Bind(d.bind), mux.Search(d.search), mux.Unbind(func(*gldap.ResponseWriter, *gldap.Request) {}))
-	if mode == "starttls" {
-		err = errors.Join(err, mux.ExtendedOperation(func(w *gldap.ResponseWriter, r *gldap.Request) {
-			resp := r.NewExtendedResponse(gldap.WithResponseCode(gldap.ResultSuccess))
-			resp.SetResponseName(gldap.ExtendedOperationStartTLS)
-			if err := w.Write(resp); err == nil {
-				_ = r.StartTLS(d.tls) // a client that goes away meanwhile is one of the cases
-			}
-		}, gldap.ExtendedOperationStartTLS))
-	}
-	if err = errors.Join(err, s.Router(mux)); err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	if err := ln.Close(); err != nil { // the server wants to listen itself
-		t.Fatal(err)
-	}
-	var opts []gldap.Option
-	d.url = "ldap://" + addr
+	d.url = "ldap://" + ln.Addr().String()
 	if mode == "ldaps" {
-		opts, d.url = append(opts, gldap.WithTLSConfig(d.tls)), "ldaps://"+addr
+		d.url = "ldaps://" + ln.Addr().String()
+		ln = tls.NewListener(ln, d.tls)
 	}
-	done := make(chan error, 1)
-	go func() { done <- s.Run(addr, opts...) }()
-	t.Cleanup(func() {
-		if err := s.Stop(); err != nil {
-			t.Error(err)
-		}
-		if err := <-done; err != nil {
-			t.Error(err)
+	var open sync.WaitGroup
+	open.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			open.Go(func() { d.talk(conn, mode == "starttls") })
 		}
 	})
-	for deadline := time.Now().Add(20 * time.Second); !s.Ready(); {
-		if time.Now().After(deadline) {
-			t.Fatal("the directory does not start")
+	t.Cleanup(func() {
+		if err := ln.Close(); err != nil {
+			t.Error(err)
 		}
-		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", addr)
-		if err == nil {
-			_ = c.Close()
+		open.Wait()
+	})
+	return d
+}
+
+// talk answers one client until it goes away.
+func (d *directory) talk(conn net.Conn, canTLS bool) {
+	defer func() { _ = conn.Close() }() // the client may have done so already
+	for {
+		p, err := ber.ReadPacket(conn)
+		if err != nil || len(p.Children) < 2 {
+			return
+		}
+		id, op := p.Children[0].Value.(int64), p.Children[1]
+		switch op.Tag {
+		case ldap.ApplicationBindRequest:
+			code := d.bind(op.Children[1].Value.(string), op.Children[2].Data.String())
+			err = send(conn, id, ldap.ApplicationBindResponse, result(code)...)
+		case ldap.ApplicationSearchRequest:
+			err = d.search(conn, id, op)
+		case ldap.ApplicationExtendedRequest:
+			if !canTLS || op.Children[0].Data.String() != "1.3.6.1.4.1.1466.20037" {
+				err = send(conn, id, ldap.ApplicationExtendedResponse, result(ldap.LDAPResultProtocolError)...)
+				break
+			}
+			err = send(conn, id, ldap.ApplicationExtendedResponse, result(ldap.LDAPResultSuccess)...)
+			conn = tls.Server(conn, d.tls)
+		default:
+			return
+		}
+		if err != nil {
+			return
 		}
 	}
-	return d
+}
+
+func text(s string) *ber.Packet {
+	return ber.NewString(ber.ClassUniversal, ber.TypePrimitive, ber.TagOctetString, s, "")
+}
+
+func result(code uint16) []*ber.Packet {
+	return []*ber.Packet{ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagEnumerated, int64(code), ""), text(""), text("")}
+}
+
+func group(class ber.Class, tag ber.Tag, children ...*ber.Packet) *ber.Packet {
+	p := ber.Encode(class, ber.TypeConstructed, tag, nil, "")
+	for _, c := range children {
+		p.AppendChild(c)
+	}
+	return p
+}
+
+func send(conn net.Conn, id int64, tag ber.Tag, children ...*ber.Packet) error {
+	_, err := conn.Write(group(ber.ClassUniversal, ber.TagSequence,
+		ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagInteger, id, ""), group(ber.ClassApplication, tag, children...)).Bytes())
+	return err
 }
 
 func certificate(t *testing.T) (*tls.Config, *x509.CertPool) {
@@ -163,56 +187,53 @@ func (d *directory) asked() []string {
 }
 
 // bind does what directories do with an empty password: it succeeds, as nobody.
-func (d *directory) bind(w *gldap.ResponseWriter, r *gldap.Request) {
-	resp := r.NewBindResponse(gldap.WithResponseCode(gldap.ResultInvalidCredentials))
-	defer func() { _ = w.Write(resp) }()
-	m, err := r.GetSimpleBindMessage()
-	if err != nil {
-		return
-	}
-	d.note("bind %s with %s", m.UserName, m.Password)
-	if d.hang != nil && m.UserName != "cn=us,dc=x" {
+func (d *directory) bind(dn, password string) uint16 {
+	d.note("bind %s with %s", dn, password)
+	if d.hang != nil && dn != "cn=us,dc=x" {
 		d.hung <- struct{}{}
 		<-d.hang
 	}
-	if m.Password == "" {
-		resp.SetResultCode(gldap.ResultSuccess)
+	if password == "" {
+		return ldap.LDAPResultSuccess
 	}
 	for _, e := range d.all {
-		if strings.EqualFold(e.dn, m.UserName) && e.password != "" && e.password == string(m.Password) {
-			resp.SetResultCode(gldap.ResultSuccess)
+		if strings.EqualFold(e.dn, dn) && e.password == password {
+			return ldap.LDAPResultSuccess
 		}
 	}
+	return ldap.LDAPResultInvalidCredentials
 }
 
 // search knows equality and presence, which an unescaped star would be.
-func (d *directory) search(w *gldap.ResponseWriter, r *gldap.Request) {
-	done := r.NewSearchDoneResponse(gldap.WithResponseCode(gldap.ResultSuccess))
-	defer func() { _ = w.Write(done) }()
-	m, err := r.GetSearchMessage()
+func (d *directory) search(conn net.Conn, id int64, op *ber.Packet) error {
+	base, most := op.Children[0].Value.(string), op.Children[3].Value.(int64)
+	filter, err := ldap.DecompileFilter(op.Children[6])
 	if err != nil {
-		done.SetResultCode(gldap.ResultProtocolError)
-		return
+		return send(conn, id, ldap.ApplicationSearchResultDone, result(ldap.LDAPResultProtocolError)...)
 	}
-	d.note("search %s", m.Filter)
+	d.note("search %s", filter)
 	sent := int64(0)
 	for _, e := range d.all {
-		if !strings.HasSuffix(e.dn, m.BaseDN) || !fits(e, m.Filter) {
+		if !strings.HasSuffix(e.dn, base) || !fits(e, filter) {
 			continue
 		}
-		if m.SizeLimit > 0 && sent == m.SizeLimit {
-			done.SetResultCode(gldap.ResultSizeLimitExceeded)
-			return
+		if most > 0 && sent == most {
+			return send(conn, id, ldap.ApplicationSearchResultDone, result(ldap.LDAPResultSizeLimitExceeded)...)
 		}
 		sent++
-		resp := r.NewSearchResponseEntry(e.dn)
-		for k, v := range e.attributes {
-			resp.AddAttribute(k, v)
+		attributes := group(ber.ClassUniversal, ber.TagSequence)
+		for name, values := range e.attributes {
+			set := group(ber.ClassUniversal, ber.TagSet)
+			for _, v := range values {
+				set.AppendChild(text(v))
+			}
+			attributes.AppendChild(group(ber.ClassUniversal, ber.TagSequence, text(name), set))
 		}
-		if err := w.Write(resp); err != nil {
-			return
+		if err := send(conn, id, ldap.ApplicationSearchResultEntry, text(e.dn), attributes); err != nil {
+			return err
 		}
 	}
+	return send(conn, id, ldap.ApplicationSearchResultDone, result(ldap.LDAPResultSuccess)...)
 }
 
 func fits(e entry, filter string) bool {
