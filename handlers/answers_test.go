@@ -717,12 +717,12 @@ func TestToken_ShownOnce(t *testing.T) {
 func TestForms_ShowTheirProblem(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	s.people = fleet.Invalid("password", "must have at least 10 characters")
+	s.people = fleet.Invalid("name", "must not be empty")
 	for _, tt := range []struct {
 		call
 		fields []string
 	}{
-		{call{method: "POST", path: "/api/v1/users", who: "admin", header: html, body: formBody("name", "eve", "role", "viewer", "password", "x")}, []string{"password"}},
+		{call{method: "POST", path: "/api/v1/users", who: "admin", header: html, body: formBody("name", "eve", "role", "viewer", "invite", "true")}, []string{"name"}},
 		{call{method: "POST", path: "/setup", header: html, body: formBody("code", "bad", "username", "ada", "password", "x")}, []string{"code", "username"}},
 	} {
 		w := s.do(tt.call)

@@ -132,6 +132,13 @@ type Auth interface {
 	// SignIn checks name and password and returns the person and a fresh session token with its expiry. LimitError
 	// when throttled; ErrUnauthenticated for every other failure, with the same work done whatever the cause.
 	SignIn(ctx context.Context, name, password string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
+	// SecondStep completes a sign-in that SignIn answered with a fleet.SecondStepError.
+	SecondStep(ctx context.Context, half, code string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
+	// OIDC tells whether there is an identity provider. BeginOIDC answers where the browser has to go and what it has to
+	// keep; FinishOIDC signs in who comes back. ErrForbidden for who is known there and may not use this.
+	OIDC() bool
+	BeginOIDC(ctx context.Context, redirect string) (target, kept string, until time.Time, err error)
+	FinishOIDC(ctx context.Context, redirect, kept string, answer url.Values, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
 	SignOut(ctx context.Context, token string) error
 	// BySession and ByToken return ErrUnauthenticated for what is unknown, expired, revoked or of a disabled person.
 	BySession(ctx context.Context, token string) (fleet.Caller, error)
@@ -143,12 +150,17 @@ type Auth interface {
 	NeedsSetup(ctx context.Context) (bool, error)
 	// Setup makes the first admin with the one-time code. Exactly one of two concurrent calls wins.
 	Setup(ctx context.Context, code, name, password string) error
+	// AcceptInvitation sets the password of whoever was invited, once.
+	AcceptInvitation(ctx context.Context, code, password string) error
 }
 
 // People is the account and user administration.
 type People interface {
 	Users(ctx context.Context) ([]fleet.User, error)
 	AddUser(ctx context.Context, by fleet.Caller, name string, role fleet.Role, password string) error
+	// InviteUser makes a person who sets their own password; Reinvite lets one do so again.
+	InviteUser(ctx context.Context, by fleet.Caller, name string, role fleet.Role) (fleet.Invitation, error)
+	Reinvite(ctx context.Context, by fleet.Caller, name string) (fleet.Invitation, error)
 	SetDisabled(ctx context.Context, by fleet.Caller, name string, disabled bool) error
 	SetRole(ctx context.Context, by fleet.Caller, name string, role fleet.Role) error
 	SetPassword(ctx context.Context, by fleet.Caller, name, password string) error
@@ -158,6 +170,12 @@ type People interface {
 	// AddToken returns the secret, which is kept nowhere.
 	AddToken(ctx context.Context, by fleet.Caller, name string, expires time.Time) (secret string, t fleet.Token, err error)
 	EndToken(ctx context.Context, by fleet.Caller, id string) error
+	SecondFactor(ctx context.Context, by fleet.Caller) (fleet.FactorState, error)
+	// BeginFactor, ConfirmFactor and DropFactor are about the caller's own second factor; ResetFactor is for admins.
+	BeginFactor(ctx context.Context, by fleet.Caller, password string) (fleet.Enrolment, error)
+	ConfirmFactor(ctx context.Context, by fleet.Caller, code string) (recovery []string, err error)
+	DropFactor(ctx context.Context, by fleet.Caller, code string) error
+	ResetFactor(ctx context.Context, by fleet.Caller, name string) error
 }
 
 // Audit reads the record.

@@ -55,6 +55,8 @@ type world struct {
 	calls   []string // what People and Auth were asked to do
 	people  error    // answer of every call of People, if not nil
 	setup   bool
+	oidc    bool
+	factor  fleet.FactorState
 	entries []fleet.Entry
 	ready   error
 	off     bool // no key to seal credentials with
@@ -347,6 +349,37 @@ func (f authority) SignIn(_ context.Context, name, password string, from fleet.C
 	return "admin", time.Now().Add(time.Hour), nil
 }
 
+func (f authority) SecondStep(_ context.Context, half, code string, from fleet.Caller, _ string) (string, time.Time, error) {
+	f.wd.note("SecondStep %s from %s", half, from.Addr)
+	if f.wd.signIn != nil {
+		return "", time.Time{}, f.wd.signIn
+	}
+	if code != "123456" {
+		return "", time.Time{}, fleet.ErrUnauthenticated
+	}
+	return "admin", time.Now().Add(time.Hour), nil
+}
+
+func (f authority) AcceptInvitation(_ context.Context, code, _ string) error {
+	f.wd.note("AcceptInvitation")
+	if code != "good" {
+		return fleet.Invalid("code", "is wrong or too old")
+	}
+	return nil
+}
+
+func (f authority) OIDC() bool { return f.wd.oidc }
+
+func (f authority) BeginOIDC(_ context.Context, redirect string) (string, string, time.Time, error) {
+	f.wd.note("BeginOIDC %s", redirect)
+	return "https://idp.test/auth?state=s", "kept", time.Now().Add(10 * time.Minute), f.wd.signIn
+}
+
+func (f authority) FinishOIDC(_ context.Context, redirect, kept string, answer url.Values, from fleet.Caller, _ string) (string, time.Time, error) {
+	f.wd.note("FinishOIDC %s %s %s replacing %q", redirect, kept, answer.Get("code"), from.Session)
+	return "admin", time.Now().Add(time.Hour), f.wd.signIn
+}
+
 func (f authority) SignOut(_ context.Context, token string) error {
 	f.wd.note("SignOut %s", token)
 	return nil
@@ -460,6 +493,40 @@ func (f people) Users(context.Context) ([]fleet.User, error) {
 
 func (f people) AddUser(_ context.Context, _ fleet.Caller, name string, role fleet.Role, _ string) error {
 	f.wd.note("AddUser %s %s", name, role)
+	return f.wd.people
+}
+
+func (f people) InviteUser(_ context.Context, _ fleet.Caller, name string, role fleet.Role) (fleet.Invitation, error) {
+	f.wd.note("InviteUser %s %s", name, role)
+	return fleet.Invitation{Name: name, Code: "invitation-code", ExpiresAt: time.Now().Add(time.Hour)}, f.wd.people
+}
+
+func (f people) Reinvite(_ context.Context, _ fleet.Caller, name string) (fleet.Invitation, error) {
+	f.wd.note("Reinvite %s", name)
+	return fleet.Invitation{Name: name, Code: "invitation-code", ExpiresAt: time.Now().Add(time.Hour)}, f.wd.people
+}
+
+func (f people) SecondFactor(context.Context, fleet.Caller) (fleet.FactorState, error) {
+	return f.wd.factor, nil
+}
+
+func (f people) BeginFactor(_ context.Context, by fleet.Caller, password string) (fleet.Enrolment, error) {
+	f.wd.note("BeginFactor %s %s", by.Name, password)
+	return fleet.Enrolment{Secret: "SECRETTEXT", URI: "otpauth://totp/x", Picture: "M4 4h7v1h-7z", Size: 45}, f.wd.people
+}
+
+func (f people) ConfirmFactor(_ context.Context, by fleet.Caller, code string) ([]string, error) {
+	f.wd.note("ConfirmFactor %s %s", by.Name, code)
+	return []string{"AAAA-BBBB-CCCC-DDDD"}, f.wd.people
+}
+
+func (f people) DropFactor(_ context.Context, by fleet.Caller, code string) error {
+	f.wd.note("DropFactor %s %s", by.Name, code)
+	return f.wd.people
+}
+
+func (f people) ResetFactor(_ context.Context, _ fleet.Caller, name string) error {
+	f.wd.note("ResetFactor %s", name)
 	return f.wd.people
 }
 

@@ -14,6 +14,7 @@ import (
 // that it checks. A new route without a row fails the test.
 var least = map[string]string{
 	"GET /healthz": "", "GET /readyz": "", "GET /login": "", "POST /login": "", "GET /setup": "", "POST /setup": "",
+	"GET /login/code": "", "GET /login/oidc": "", "GET /login/oidc/callback": "", "POST /login/code": "", "GET /invite": "", "POST /invite": "",
 	"POST /logout": "viewer",
 	"GET /":        "viewer", "GET /nodes": "viewer", "GET /nodes/stream": "viewer", "GET /clusters": "viewer", "GET /clusters/stream": "viewer",
 	"GET /clusters/{cluster}/nodes": "viewer", "GET /clusters/{cluster}/stream": "viewer", "POST /clusters/{cluster}/retry": "operator", "POST /clusters/{cluster}/accept": "admin", "GET /clusters/{cluster}/nodes/{node}": "viewer",
@@ -38,7 +39,8 @@ var least = map[string]string{
 	"GET /api/v1/users":                  "admin", "POST /api/v1/users": "admin", "PATCH /api/v1/users/{name}": "admin", "POST /api/v1/users/{name}": "admin",
 	"GET /api/v1/tokens": "viewer", "POST /api/v1/tokens": "viewer", "DELETE /api/v1/tokens/{id}": "viewer", "POST /api/v1/tokens/{id}/delete": "viewer",
 	"GET /api/v1/sessions": "viewer", "DELETE /api/v1/sessions/{id}": "viewer", "POST /api/v1/sessions/{id}/delete": "viewer",
-	"GET /api/v1/audit": "admin",
+	"GET /api/v1/audit":          "admin",
+	"POST /api/v1/second-factor": "viewer", "POST /api/v1/second-factor/confirm": "viewer", "POST /api/v1/second-factor/delete": "viewer",
 }
 
 // bodies are good bodies of the routes that want one.
@@ -62,6 +64,8 @@ var bodies = map[string]string{
 	"PUT /api/v1/clusters/{cluster}":          formBody("kubeconfig", "x"),
 	"POST /api/v1/clusters/{cluster}/replace": formBody("kubeconfig", "x"),
 	"POST /api/v1/clusters/{cluster}/delete":  formBody("confirm", odd),
+	"POST /login/code":                        formBody("code", "123456"),
+	"POST /invite":                            formBody("code", "good", "password", "x"),
 }
 
 func fill(path string) string {

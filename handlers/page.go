@@ -147,7 +147,7 @@ func (s *server) next(raw string) string {
 	}
 	pattern := s.mux.Find(chi.NewRouteContext(), http.MethodGet, u.EscapedPath())
 	switch pattern {
-	case "", "/", "/login", "/setup":
+	case "", "/", "/login", "/login/code", "/login/oidc", "/login/oidc/callback", "/invite", "/setup":
 		return home
 	}
 	if !s.pages[pattern] || !localPath(u.EscapedPath()) {

@@ -20,25 +20,36 @@ type userJSON struct {
 	Disabled   bool       `json:"disabled"`
 	CreatedAt  time.Time  `json:"created_at"`
 	LastSignIn time.Time  `json:"last_sign_in,omitzero"`
+
+	Kind         fleet.PersonKind `json:"kind"`
+	SecondFactor bool             `json:"second_factor"`
+	InvitedUntil time.Time        `json:"invited_until,omitzero"`
 }
 
 func userOf(u fleet.User) userJSON {
-	return userJSON{u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn}
+	return userJSON{u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn, u.Kind, !u.SecondFactor.IsZero(), u.InvitedUntil}
+}
+
+// invitationJSON is an invitation, in the one answer that has its link.
+type invitationJSON struct {
+	Name      string    `json:"name"`
+	Link      string    `json:"link"`
+	ExpiresAt time.Time `json:"expires_at"`
 }
 
 func (s *server) usersPage(w http.ResponseWriter, r *http.Request) error {
 	if s.liking(w, r) {
 		return nil
 	}
-	return s.showUsers(w, r, http.StatusOK, nil)
+	return s.showUsers(w, r, http.StatusOK, nil, nil)
 }
 
-func (s *server) showUsers(w http.ResponseWriter, r *http.Request, status int, problems map[string]string) error {
+func (s *server) showUsers(w http.ResponseWriter, r *http.Request, status int, inv *views.Invitation, problems map[string]string) error {
 	users, err := s.cfg.People.Users(r.Context())
 	if err != nil {
 		return err
 	}
-	p := views.UsersPage{Layout: s.layout(r, "users.title", "users"), Users: users, Errors: problems}
+	p := views.UsersPage{Layout: s.layout(r, "users.title", "users"), Users: users, Invitation: inv, Errors: problems}
 	p.Static = true
 	p.Path = "/users" // also when it answers a form
 	return s.show(w, r, status, views.Users(p))
@@ -89,12 +100,15 @@ func fieldProblems(err error, lang string, into map[string]string) {
 }
 
 func (s *server) addUser(w http.ResponseWriter, r *http.Request) error {
-	err := s.tryAddUser(r)
+	inv, err := s.tryAddUser(r)
 	if problems, ok := s.formProblem(r, err); ok {
-		return s.showUsers(w, r, http.StatusUnprocessableEntity, problems)
+		return s.showUsers(w, r, http.StatusUnprocessableEntity, nil, problems)
 	}
 	if err != nil {
 		return err
+	}
+	if inv != nil {
+		return s.showInvitation(w, r, http.StatusCreated, *inv)
 	}
 	if accepts(r, "text/html") {
 		http.Redirect(w, r, "/users", http.StatusSeeOther)
@@ -104,29 +118,54 @@ func (s *server) addUser(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (s *server) tryAddUser(r *http.Request) error {
+// showInvitation answers with a link that is kept nowhere: not a redirect, the next request could not show it.
+func (s *server) showInvitation(w http.ResponseWriter, r *http.Request, status int, inv fleet.Invitation) error {
+	link := s.inviteURL(r, inv)
+	if wantsHTML(r) {
+		return s.showUsers(w, r, http.StatusOK, &views.Invitation{Name: inv.Name, Link: link, ExpiresAt: inv.ExpiresAt}, nil)
+	}
+	return writeJSON(w, status, invitationJSON{inv.Name, link, inv.ExpiresAt})
+}
+
+// tryAddUser makes a person with a password, or with an invitation to set one.
+func (s *server) tryAddUser(r *http.Request) (*fleet.Invitation, error) {
 	in, err := readInput(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	name, roleName, password := in.text("name"), in.text("role"), in.text("password")
+	name, roleName, password, invite := in.text("name"), in.text("role"), in.text("password"), in.flag("invite")
 	if err := in.done(); err != nil {
-		return err
+		return nil, err
 	}
 	role, err := fleet.ParseRole(roleName)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return s.cfg.People.AddUser(r.Context(), callerOf(r), name, role, password)
+	if !invite {
+		return nil, s.cfg.People.AddUser(r.Context(), callerOf(r), name, role, password)
+	}
+	if password != "" {
+		return nil, &fleet.FieldError{
+			Field: "password", Key: "error.invite_password", Message: "is not given together with an invitation, which lets the person set it",
+		}
+	}
+	inv, err := s.cfg.People.InviteUser(r.Context(), callerOf(r), name, role)
+	if err != nil {
+		return nil, err
+	}
+	return &inv, nil
 }
 
 func (s *server) changeUser(w http.ResponseWriter, r *http.Request) error {
-	err := s.tryChangeUser(r)
+	inv, err := s.tryChangeUser(r)
 	if problems, ok := s.formProblem(r, err); ok {
-		return s.showUsers(w, r, http.StatusUnprocessableEntity, problems)
+		return s.showUsers(w, r, http.StatusUnprocessableEntity, nil, problems)
 	}
 	if err != nil {
 		return err
+	}
+	if inv != nil {
+		return s.showInvitation(w, r, http.StatusOK, *inv)
 	}
 	if accepts(r, "text/html") {
 		http.Redirect(w, r, "/users", http.StatusSeeOther)
@@ -137,33 +176,47 @@ func (s *server) changeUser(w http.ResponseWriter, r *http.Request) error {
 }
 
 // tryChangeUser makes one change. Several at once could stop half-way, with nothing to say which half.
-func (s *server) tryChangeUser(r *http.Request) error {
+func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, err error) {
 	name, err := pathParam(r, "name")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	in, err := readInput(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	caller, given := callerOf(r), 0
-	for _, f := range []string{"role", "disabled", "password"} {
+	for _, f := range []string{"role", "disabled", "password", "invite", "second_factor"} {
 		if in.has(f) {
 			given++
 		}
 	}
 	roleName, disabled, password := in.text("role"), in.flag("disabled"), in.text("password")
+	invite, factor := in.flag("invite"), in.text("second_factor")
 	if err := in.done(); err != nil {
-		return err
+		return nil, err
 	}
 	if given != 1 {
-		return fleet.Invalid("role", "give exactly one of role, disabled, password")
+		return nil, fleet.Invalid("role", "give exactly one of role, disabled, password, invite, second_factor")
 	}
 	switch {
+	case in.has("invite"):
+		if !invite {
+			return nil, fleet.Invalid("invite", "can only be true")
+		}
+		inv, ierr := s.cfg.People.Reinvite(r.Context(), caller, name)
+		if err = ierr; err == nil {
+			return &inv, nil
+		}
+	case in.has("second_factor"):
+		if factor != "reset" {
+			return nil, fleet.Invalid("second_factor", "can only be reset")
+		}
+		err = s.cfg.People.ResetFactor(r.Context(), caller, name)
 	case in.has("role"):
 		role, perr := fleet.ParseRole(roleName)
 		if perr != nil {
-			return perr
+			return nil, perr
 		}
 		err = s.cfg.People.SetRole(r.Context(), caller, name, role)
 	case in.has("disabled"):
@@ -171,17 +224,24 @@ func (s *server) tryChangeUser(r *http.Request) error {
 	default:
 		err = s.cfg.People.SetPassword(r.Context(), caller, name, password)
 	}
-	return notFound(err, say(fleet.ErrNotFound, "error.user_unknown", "there is no user named {{.Part}}", "Part", name))
+	return nil, notFound(err, say(fleet.ErrNotFound, "error.user_unknown", "there is no user named {{.Part}}", "Part", name))
 }
 
 func (s *server) accountPage(w http.ResponseWriter, r *http.Request) error {
 	if s.liking(w, r) {
 		return nil
 	}
-	return s.showAccount(w, r, http.StatusOK, "", nil)
+	return s.showAccount(w, r, http.StatusOK, accountShown{})
 }
 
-func (s *server) showAccount(w http.ResponseWriter, r *http.Request, status int, secret string, problems map[string]string) error {
+// accountShown is what the account page shows once, beside what it always shows.
+type accountShown struct {
+	token    string
+	factor   factorShown
+	problems map[string]string
+}
+
+func (s *server) showAccount(w http.ResponseWriter, r *http.Request, status int, shown accountShown) error {
 	caller := callerOf(r)
 	sessions, err := s.cfg.People.Sessions(r.Context(), caller)
 	if err != nil {
@@ -191,8 +251,13 @@ func (s *server) showAccount(w http.ResponseWriter, r *http.Request, status int,
 	if err != nil {
 		return err
 	}
+	factor, err := s.cfg.People.SecondFactor(r.Context(), caller)
+	if err != nil {
+		return err
+	}
 	p := views.AccountPage{
-		Layout: s.layout(r, "account.title", "account"), Sessions: sessions, Tokens: tokens, NewToken: secret, Errors: problems,
+		Layout: s.layout(r, "account.title", "account"), Sessions: sessions, Tokens: tokens, NewToken: shown.token, Errors: shown.problems,
+		Factor: factor, Enrolment: shown.factor.enrolment, Recovery: shown.factor.recovery,
 	}
 	p.Static = true
 	p.Path = "/account" // also when it answers a form
@@ -228,14 +293,14 @@ func (s *server) listTokens(w http.ResponseWriter, r *http.Request) error {
 func (s *server) addToken(w http.ResponseWriter, r *http.Request) error {
 	secret, token, err := s.tryAddToken(r)
 	if problems, ok := s.formProblem(r, err); ok {
-		return s.showAccount(w, r, http.StatusUnprocessableEntity, "", problems)
+		return s.showAccount(w, r, http.StatusUnprocessableEntity, accountShown{problems: problems})
 	}
 	if err != nil {
 		return err
 	}
 	if wantsHTML(r) {
 		// Not a redirect: the secret is kept nowhere and could not be shown by the next request.
-		return s.showAccount(w, r, http.StatusOK, secret, nil)
+		return s.showAccount(w, r, http.StatusOK, accountShown{token: secret})
 	}
 	return writeJSON(w, http.StatusCreated, tokenOf(token, secret))
 }

@@ -129,6 +129,12 @@ func (s *server) routes() []route {
 		{method: get, path: "/readyz", perm: fleet.PermPublic, kind: probe, serve: s.readyz},
 		{method: get, path: "/login", perm: fleet.PermPublic, kind: page, serve: s.loginPage},
 		{method: post, path: "/login", perm: fleet.PermPublic, kind: page, serve: s.signIn},
+		{method: get, path: "/login/code", perm: fleet.PermPublic, kind: page, serve: s.codePage},
+		{method: post, path: "/login/code", perm: fleet.PermPublic, kind: page, serve: s.secondStep},
+		{method: get, path: "/login/oidc", perm: fleet.PermPublic, kind: page, serve: s.beginOIDC},
+		{method: get, path: oidcCallback, perm: fleet.PermPublic, kind: page, serve: s.finishOIDC},
+		{method: get, path: "/invite", perm: fleet.PermPublic, kind: page, serve: s.invitePage},
+		{method: post, path: "/invite", perm: fleet.PermPublic, kind: page, serve: s.acceptInvitation},
 		{method: get, path: "/setup", perm: fleet.PermPublic, kind: page, serve: s.setupPage},
 		{method: post, path: "/setup", perm: fleet.PermPublic, kind: page, serve: s.setup},
 		{method: post, path: "/logout", perm: fleet.PermSelf, kind: page, serve: s.signOut},
@@ -204,6 +210,9 @@ func (s *server) routes() []route {
 		{method: get, path: v1 + "/sessions", perm: fleet.PermSelf, kind: api, serve: s.listSessions},
 		{method: del, path: v1 + "/sessions/{id}", perm: fleet.PermSelf, kind: api, serve: s.endSession},
 		{method: post, path: v1 + "/sessions/{id}/delete", perm: fleet.PermSelf, kind: api, serve: s.endSession}, // for forms
+		{method: post, path: v1 + "/second-factor", perm: fleet.PermSelf, kind: api, serve: s.beginFactor},
+		{method: post, path: v1 + "/second-factor/confirm", perm: fleet.PermSelf, kind: api, serve: s.confirmFactor},
+		{method: post, path: v1 + "/second-factor/delete", perm: fleet.PermSelf, kind: api, serve: s.dropFactor},
 		{method: get, path: v1 + "/audit", perm: fleet.PermAuditView, kind: api, serve: s.listAudit},
 	}
 }

@@ -23,22 +23,37 @@ func (s *server) cookieName() string {
 	return "knm"
 }
 
+// The suffixes of the cookies of a sign-in that has begun. They are no sessions.
+const (
+	halfCookie = "-half" // the password was right and the code is to come
+	oidcCookie = "-oidc" // the person is at the identity provider
+)
+
 func (s *server) setCookie(w http.ResponseWriter, token string, expires time.Time) {
+	s.setSecret(w, "", token, expires)
+}
+
+// setSecret sets the session's cookie, or another one of the same kind with a suffix.
+func (s *server) setSecret(w http.ResponseWriter, suffix, value string, expires time.Time) {
 	http.SetCookie(w, &http.Cookie{ //nolint:gosec // G124: Secure wherever there is TLS; config refuses open HTTP
-		Name: s.cookieName(), Value: token, Path: "/", Expires: expires, MaxAge: max(1, int(time.Until(expires).Seconds())),
+		Name: s.cookieName() + suffix, Value: value, Path: "/", Expires: expires, MaxAge: max(1, int(time.Until(expires).Seconds())),
 		Secure: s.cfg.Secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	})
 }
 
-func (s *server) dropCookie(w http.ResponseWriter) {
+func (s *server) dropCookie(w http.ResponseWriter) { s.dropSecret(w, "") }
+
+func (s *server) dropSecret(w http.ResponseWriter, suffix string) {
 	http.SetCookie(w, &http.Cookie{ //nolint:gosec // G124: as above
-		Name: s.cookieName(), Path: "/", MaxAge: -1, Secure: s.cfg.Secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+		Name: s.cookieName() + suffix, Path: "/", MaxAge: -1, Secure: s.cfg.Secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	})
 }
 
 // session is the token of the cookie, "" without one.
-func (s *server) session(r *http.Request) string {
-	c, err := r.Cookie(s.cookieName())
+func (s *server) session(r *http.Request) string { return s.secret(r, "") }
+
+func (s *server) secret(r *http.Request, suffix string) string {
+	c, err := r.Cookie(s.cookieName() + suffix)
 	if err != nil {
 		return ""
 	}
@@ -132,7 +147,7 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) loginForm(r *http.Request, next, name, problem string, setup bool) views.LoginPage {
-	p := views.LoginPage{Layout: s.layout(r, "login.title", ""), Username: name, Error: problem, Setup: setup}
+	p := views.LoginPage{Layout: s.layout(r, "login.title", ""), Username: name, Error: problem, Setup: setup, OIDC: s.cfg.Auth.OIDC()}
 	if next != home {
 		p.Next = next
 	}
@@ -157,9 +172,13 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	token, expires, err := s.cfg.Auth.SignIn(r.Context(), name, password, from, r.UserAgent())
+	if half, ok := errors.AsType[*fleet.SecondStepError](err); ok {
+		return s.askForCode(w, r, half, next)
+	}
 	if err != nil {
 		return s.signInFailed(w, r, err, next, name)
 	}
+	s.dropHalf(w, r)
 	s.setCookie(w, token, expires)
 	http.Redirect(w, r, next, http.StatusSeeOther)
 	return nil

@@ -100,6 +100,7 @@ var families = map[string][]string{
 	"col.":           {"cluster", "name", "status", "scheduling", "cpu", "memory", "pods", "taints", "zone", "version", "age"},
 	"script.":        scriptKeys,
 	"sched.":         {"yes", "no", "by", "with"},
+	"person.":        {"oidc", "ldap"},
 	"theme.":         {"system", "light", "dark"},
 	"error.":         {"unauthenticated", "forbidden", "not_found", "method", "conflict", "blocked", "too_large", "unsupported", "invalid", "too_many", "unavailable", "timeout", "internal"},
 }

@@ -28,6 +28,28 @@ type LoginPage struct {
 	Username string
 	Error    string
 	Setup    bool // no user exists yet: show the way to /setup
+	OIDC     bool // there is an identity provider to sign in with
+}
+
+// CodePage asks for the second factor. Error is a catalogue key.
+type CodePage struct {
+	Layout
+	Next  string
+	Error string
+}
+
+// InvitePage lets whoever was invited set a password.
+type InvitePage struct {
+	Layout
+	Code   string
+	Errors map[string]string
+}
+
+// Invitation is shown once, to the admin who made it.
+type Invitation struct {
+	Name      string
+	Link      string
+	ExpiresAt time.Time
 }
 
 // SetupPage makes the first admin with the one-time code.
@@ -195,13 +217,18 @@ type AccountPage struct {
 	Tokens   []fleet.Token
 	NewToken string
 	Errors   map[string]string
+
+	Factor    fleet.FactorState
+	Enrolment *fleet.Enrolment // shown once, to be confirmed
+	Recovery  []string         // shown once
 }
 
 // UsersPage lists people, for admins.
 type UsersPage struct {
 	Layout
-	Users  []fleet.User
-	Errors map[string]string
+	Users      []fleet.User
+	Invitation *Invitation // shown once
+	Errors     map[string]string
 }
 
 // AuditPage is the record, for admins.

@@ -45,6 +45,28 @@ func sessionEndURL(hash string) string {
 }
 func tokenEndURL(id string) string { return "/api/v1/tokens/" + url.PathEscape(id) + "/delete" }
 
+// local tells whether the person has a password here.
+func local(u fleet.User) bool { return u.Kind == fleet.PersonLocal || u.Kind == "" }
+
+// invited says whether the invitation is still good.
+func invited(p UsersPage, u fleet.User) string {
+	if p.Now.After(u.InvitedUntil) {
+		return T(p.Lang, "user.invited.late")
+	}
+	return T(p.Lang, "user.invited")
+}
+
+// square is the viewBox of a picture.
+func square(n int) string { return "0 0 " + strconv.Itoa(n) + " " + strconv.Itoa(n) }
+
+// oidcURL begins a sign-in at the identity provider that leads back to next.
+func oidcURL(next string) string {
+	if next == "" {
+		return "/login/oidc"
+	}
+	return "/login/oidc?" + url.Values{"next": {next}}.Encode()
+}
+
 func auditURL(f fleet.AuditFilter, before int64) string {
 	v := url.Values{}
 	for name, value := range map[string]string{

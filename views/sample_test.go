@@ -170,7 +170,9 @@ func samples(say say, lang string) map[string]templ.Component {
 		"pods":             Pods(PodsFragment{Lang: lang, Cluster: say("c"), Node: say("n"), List: fleet.PodList{Pods: pods, Read: noon}, Now: noon}),
 		"pods-error":       Pods(PodsFragment{Lang: lang, Error: say("connection refused"), Now: noon}),
 		"error-piece":      ErrorFragment(problem),
-		"page-login":       Login(LoginPage{Layout: public, Next: say("/nodes"), Username: say("ada"), Error: "login.wrong", Setup: true}),
+		"page-login":       Login(LoginPage{Layout: public, Next: say("/nodes"), Username: say("ada"), Error: "login.wrong", Setup: true, OIDC: true}),
+		"page-code":        Code(CodePage{Layout: public, Next: say("/nodes"), Error: "totp.wrong"}),
+		"page-invite":      Invite(InvitePage{Layout: public, Code: say("x"), Errors: errs}),
 		"page-setup":       Setup(SetupPage{Layout: public, Username: say("ada"), Errors: errs}),
 		"page-nodes":       Nodes(fleetPage),
 		"page-grouped":     Nodes(grouped),
@@ -183,10 +185,14 @@ func samples(say say, lang string) map[string]templ.Component {
 		"page-report":      Batch(BatchPage{Layout: l, Panel: report}),
 		"page-account": Account(AccountPage{
 			Layout: l, NewToken: say("knm_x"), Errors: errs,
-			Sessions: []fleet.Session{{Hash: say("h"), Addr: say("10.0.0.1"), UserAgent: say("curl"), CreatedAt: noon, SeenAt: noon, ExpiresAt: noon, Current: true}},
-			Tokens:   []fleet.Token{{ID: say("t"), Name: say("ci"), CreatedAt: noon, ExpiresAt: noon}},
+			Factor: fleet.FactorState{Local: true, Available: true}, Recovery: []string{say("AAAA-BBBB")},
+			Enrolment: &fleet.Enrolment{Secret: say("SECRET"), URI: say("otpauth://x"), Picture: say("M4 4h1v1h-1z"), Size: 45},
+			Sessions:  []fleet.Session{{Hash: say("h"), Addr: say("10.0.0.1"), UserAgent: say("curl"), CreatedAt: noon, SeenAt: noon, ExpiresAt: noon, Current: true}},
+			Tokens:    []fleet.Token{{ID: say("t"), Name: say("ci"), CreatedAt: noon, ExpiresAt: noon}},
 		}),
-		"page-users": Users(UsersPage{Layout: l, Errors: errs, Users: []fleet.User{{Name: say("ada"), Role: fleet.RoleAdmin, CreatedAt: noon}, {Name: say("bob"), Role: fleet.RoleViewer, Disabled: true}}}),
+		"page-nofactor": Account(AccountPage{Layout: l, Factor: fleet.FactorState{Local: true, Available: true}}),
+		"page-factor":   Account(AccountPage{Layout: l, Factor: fleet.FactorState{Local: true, Available: true, Since: noon, Recovery: 9}}),
+		"page-users":    Users(UsersPage{Layout: l, Errors: errs, Invitation: &Invitation{Name: say("eve"), Link: say("https://x/invite#y"), ExpiresAt: noon}, Users: []fleet.User{{Name: say("ada"), Role: fleet.RoleAdmin, CreatedAt: noon, SecondFactor: noon}, {Name: say("eve"), Kind: fleet.PersonOIDC, Role: fleet.RoleViewer}, {Name: say("ivo"), Role: fleet.RoleViewer, InvitedUntil: noon}, {Name: say("bob"), Role: fleet.RoleViewer, Disabled: true}}}),
 		"page-audit": Audit(AuditPage{
 			Layout: l, Older: 3, Filter: fleet.AuditFilter{User: say("ada"), Action: say("cordon"), Cluster: say("c"), Node: say("n"), Since: noon},
 			Entries: []fleet.Entry{{

@@ -111,7 +111,11 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 			a.component("audit").LogAttrs(ctx, slog.LevelInfo, "head of the record", slog.Any("head", h))
 		},
 	})
-	a.auth = auth.New(auth.Config{Store: a.store, Audit: record, Logger: a.logger})
+	authCfg := auth.Config{Store: a.store, Audit: record, Logger: a.logger}
+	if err := a.signInWays(&authCfg); err != nil {
+		return nil, err
+	}
+	a.auth = auth.New(authCfg)
 	a.manager = realtime.NewManager(realtime.ManagerConfig{
 		Logger: a.logger, Metrics: registry, Render: renderer{}, Identities: a.store,
 		Epoch: realtime.Epoch(opts.Version), CacheBytes: cfg.CacheBytes,

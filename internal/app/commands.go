@@ -181,6 +181,9 @@ func user(ctx context.Context, cmd config.Command, cfg config.User, people *auth
 	by := onHost()
 	switch cmd {
 	case config.CommandUserAdd:
+		if cfg.Invite {
+			return invite(ctx, by, cfg, people, std.Out)
+		}
 		password, made, err := readPassword(cfg.PasswordFile, std.In)
 		if err != nil {
 			return err
@@ -208,11 +211,30 @@ func user(ctx context.Context, cmd config.Command, cfg config.User, people *auth
 			return err
 		}
 		return said(std.Out, false, "", "enabled %s", cfg.Name)
+	case config.CommandResetTOTP:
+		if err := people.ResetFactor(ctx, by, cfg.Name); err != nil {
+			return err
+		}
+		return said(std.Out, false, "", "took away the second factor of %s; their sessions and tokens have ended", cfg.Name)
 	case config.CommandUserList:
 		return listUsers(ctx, people, std.Out)
 	default:
 		return fmt.Errorf("%q is no command about people", cmd)
 	}
+}
+
+// invite adds a person who sets their own password. Where browsers find the server is not always known here.
+func invite(ctx context.Context, by fleet.Caller, cfg config.User, people *auth.Service, out io.Writer) error {
+	inv, err := people.InviteUser(ctx, by, cfg.Name, fleet.Role(cfg.Role))
+	if err != nil {
+		return err
+	}
+	where := "invitation, good once and until %s; open /invite on the server and enter: %s"
+	if cfg.External != nil {
+		where = "invitation, good once and until %s: " + cfg.External.String() + "/invite#%s"
+	}
+	_, err = fmt.Fprintf(out, "added %s as %s\n"+where+"\n", inv.Name, cfg.Role, inv.ExpiresAt.UTC().Format(time.RFC3339), inv.Code)
+	return err
 }
 
 // said confirms, and shows a password that was made up: nobody else knows it.

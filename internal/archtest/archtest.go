@@ -35,10 +35,18 @@ var rules = map[string]rule{
 	"internal/config":       {outside: []string{"github.com/alecthomas/kong"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/audit":        {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl}},
 	"internal/auth": {
-		ours:    []string{"internal/fleet"},
+		ours:    []string{"internal/auth/totp", "internal/fleet"},
 		outside: []string{"github.com/alexedwards/argon2id", "github.com/alexedwards/scs/v2", "golang.org/x/crypto/", "golang.org/x/text/"},
 		never:   []string{k8s, chi, tpl, sql},
 	},
+	"internal/auth/oidc": {
+		ours: []string{"internal/fleet"}, outside: []string{"github.com/coreos/go-oidc/v3/oidc", "golang.org/x/oauth2"}, never: []string{k8s, chi, tpl, sql},
+	},
+	"internal/auth/ldap": {
+		ours: []string{"internal/fleet"}, outside: []string{"github.com/go-ldap/ldap/v3"}, never: []string{k8s, chi, tpl, sql},
+	},
+	"internal/auth/totp":   {outside: []string{"github.com/boombuler/barcode/qr"}, never: []string{k8s, chi, tpl, sql, "net/http"}},
+	"internal/auth/atrest": {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl, sql, "net/http"}},
 	"internal/credentials": {ours: []string{"internal/fleet"}, outside: []string{"go.yaml.in/yaml/v3"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/kube":        {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
 	"internal/marks": {

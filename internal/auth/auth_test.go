@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
+	"github.com/kube-node-manager/kube-node-manager/internal/auth/atrest"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
@@ -74,7 +76,11 @@ func enter(t *testing.T, dir string, wrap func(*store.Store) Store) *house {
 	if wrap != nil {
 		seen = wrap(s)
 	}
-	h.Service = New(Config{Store: seen, Audit: h.log, Logger: logger, Hash: &cheap})
+	key, err := atrest.Ensure(filepath.Join(dir, "totp.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Service = New(Config{Store: seen, Audit: h.log, Logger: logger, Hash: &cheap, Sealer: key})
 	h.OnEnd(func(e End) {
 		h.mu.Lock()
 		defer h.mu.Unlock()

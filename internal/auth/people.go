@@ -33,7 +33,7 @@ func (s *Service) account(ctx context.Context, name string, role fleet.Role, pas
 		return fleet.Account{}, err
 	}
 	return fleet.Account{
-		User:     fleet.User{ID: newID(), Name: name, Role: role, Epoch: 1, CreatedAt: time.Now()},
+		User:     fleet.User{ID: newID(), Name: name, Role: role, Epoch: 1, CreatedAt: time.Now(), Kind: fleet.PersonLocal},
 		Password: hash,
 	}, nil
 }
@@ -96,6 +96,17 @@ func (s *Service) SetRole(ctx context.Context, by fleet.Caller, name string, rol
 	if _, err := fleet.ParseRole(string(role)); err != nil {
 		return err
 	}
+	normal, err := normalName(name)
+	if err != nil {
+		return err
+	}
+	acct, err := s.store.Account(ctx, normal)
+	if err != nil {
+		return err
+	}
+	if acct.Kind != fleet.PersonLocal {
+		return problem("role", "error.role_foreign", "", "follows from the groups of this person at each sign-in")
+	}
 	return s.change(ctx, by, name, "user.role", fleet.UserChange{Role: &role}, ReasonRole,
 		func(before, after fleet.User) string {
 			return fmt.Sprintf("%s: %s → %s", after.Name, before.Role, after.Role)
@@ -118,8 +129,12 @@ func (s *Service) SetPassword(ctx context.Context, by fleet.Caller, name, passwo
 	if err := checkPassword(normal, password); err != nil {
 		return err
 	}
-	if _, err := s.store.Account(ctx, normal); err != nil { // before anything that costs
+	acct, err := s.store.Account(ctx, normal) // before anything that costs
+	if err != nil {
 		return err
+	}
+	if acct.Kind != fleet.PersonLocal {
+		return problem("password", "error.password_foreign", "", "is not kept here for this person")
 	}
 	hash, err := s.newHash(ctx, password)
 	if err != nil {

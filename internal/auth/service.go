@@ -26,6 +26,9 @@ type Store interface {
 	setupStore
 	sessionStore
 	tokenStore
+	factorStore
+	inviteStore
+	vouchedStore
 	CountAttempt(ctx context.Context, keys []fleet.AttemptKey, decide func([]fleet.Attempts) ([]fleet.Attempts, error)) error
 }
 
@@ -37,23 +40,29 @@ type Recorder interface {
 
 // Config is what a Service needs.
 type Config struct {
-	Store    Store
-	Audit    Recorder
-	Logger   *slog.Logger
-	Idle     time.Duration    // a session ends so long after its last recorded activity; 0: 30 minutes
-	Lifetime time.Duration    // a session ends so long after sign-in; 0: 12 hours
-	Hash     *argon2id.Params // cost of a password; nil: 19 MiB, two passes, one lane
+	Store     Store
+	Audit     Recorder
+	Logger    *slog.Logger
+	Idle      time.Duration    // a session ends so long after its last recorded activity; 0: 30 minutes
+	Lifetime  time.Duration    // a session ends so long after sign-in; 0: 12 hours
+	Hash      *argon2id.Params // cost of a password; nil: 19 MiB, two passes, one lane
+	Provider  IdentityProvider // vouches for people; nil: none
+	Directory Directory        // checks passwords of people that are not local; nil: none
+	Sealer    Sealer           // keeps the secrets of second factors; nil: nobody can set one up
 }
 
 // Service signs people in and out and administers them. Make it with New; all methods may be called by many goroutines.
 type Service struct {
-	store    Store
-	audit    Recorder
-	logger   *slog.Logger
-	sessions *scs.SessionManager
-	hasher   *hasher
-	turns    turns
-	settled  atomic.Bool // somebody exists; nobody is ever deleted, so this does not change back
+	store     Store
+	audit     Recorder
+	logger    *slog.Logger
+	sessions  *scs.SessionManager
+	hasher    *hasher
+	provider  IdentityProvider // nil: none
+	directory Directory        // nil: none
+	sealer    Sealer           // nil: none
+	turns     turns
+	settled   atomic.Bool // somebody exists; nobody is ever deleted, so this does not change back
 
 	mu    sync.Mutex // guards hooks, known
 	hooks []func(End)
@@ -80,7 +89,8 @@ func New(cfg Config) *Service {
 			IdleTimeout: cfg.Idle, Lifetime: cfg.Lifetime, Store: managerStore{cfg.Store}, Codec: codec{}, HashTokenInStore: true,
 		},
 		hasher: newHasher(*cfg.Hash),
-		known:  make(map[string]*known),
+		sealer: cfg.Sealer, provider: cfg.Provider, directory: cfg.Directory,
+		known: make(map[string]*known),
 	}
 }
 

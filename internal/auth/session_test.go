@@ -123,7 +123,7 @@ func TestSession_IsNotRevived(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range rounds {
-		token, _, err := h.issue(t.Context(), acct, from, "", nil)
+		token, _, err := h.issue(t.Context(), issue{session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch}}, from, "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,7 +19,8 @@ const (
 // SignIn checks name and password. It answers a token that no browser has held before and the absolute end of its
 // session. A session hash in from is a session of the same browser: it ends with the new one. LimitError when
 // throttled, before the password is looked at; ErrUnauthenticated for every other failure, with one computation and the
-// same writes whatever the cause.
+// same writes whatever the cause. Where there is a second factor the answer to the right password is a
+// fleet.SecondStepError, whose token SecondStep takes.
 func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error) {
 	leave, err := s.hasher.enter()
 	if err != nil {
@@ -38,16 +39,8 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
 	}
 	defer next()
-	keys := attemptKeys(counted, from.Addr)
-	blocked := false
-	if err := s.store.CountAttempt(ctx, keys, func(have []fleet.Attempts) ([]fleet.Attempts, error) {
-		now := time.Now()
-		next, err := count(keys, have, now)
-		if err == nil {
-			blocked = next[len(next)-1].Blocked.After(now)
-		}
-		return next, err
-	}); err != nil {
+	try, err := s.attempt(ctx, counted, from.Addr)
+	if err != nil {
 		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
 	}
 	acct, err := s.store.Account(ctx, name)
@@ -56,7 +49,7 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
 	}
 	hash := s.hasher.dummy
-	if known && !acct.Disabled {
+	if known && !acct.Disabled && acct.Password != "" {
 		hash = acct.Password
 	}
 	long := len(password) > passwordMost
@@ -67,6 +60,20 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
 	}
+	pretend := nameErr != nil || known && (acct.Kind != fleet.PersonLDAP || acct.Disabled) || password == "" || long
+	if v, ok, err := s.lookUp(ctx, name, password, pretend, match); err != nil || ok {
+		if err != nil {
+			return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		}
+		token, expires, err = s.admit(ctx, v, from, userAgent, try.keys)
+		if errors.Is(err, fleet.ErrForbidden) { // whoever has no password here is told no more than anybody else
+			err = fleet.ErrUnauthenticated
+		}
+		if err != nil {
+			return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		}
+		return token, expires, nil
+	}
 	if !match {
 		why := "wrong password"
 		switch {
@@ -74,18 +81,74 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 			why = "unknown name"
 		case acct.Disabled:
 			why = "disabled"
+		case acct.Password == "":
+			why = "no password"
 		}
-		return "", time.Time{}, s.signInFailed(ctx, acct.Name, from, why, blocked)
-	}
-	token, expires, err = s.issue(ctx, acct, from, userAgent, keys)
-	if err != nil {
-		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		return "", time.Time{}, s.signInFailed(ctx, acct.Name, from, why, try.blocked)
 	}
 	s.settled.Store(true)
 	if weaker {
 		s.rehash(ctx, acct, password)
 	}
+	if !acct.SecondFactor.IsZero() {
+		return "", time.Time{}, s.half(ctx, acct, from, try)
+	}
+	token, expires, err = s.issue(ctx, issue{
+		session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch},
+		undo:    try.keys, rec: record(signing(acct, from), "signin", ""),
+	}, from, userAgent)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+	}
 	return token, expires, nil
+}
+
+// lookUp asks the directory, if there is one, whose name and password these are. For a local person it only pretends to:
+// their password is nobody else's business, and how long the answer takes must not tell who is local. When the
+// directory cannot be asked, local people still get in, and everybody else is told so, whoever they are.
+func (s *Service) lookUp(ctx context.Context, name, password string, pretend, match bool) (fleet.Vouched, bool, error) {
+	if s.directory == nil {
+		return fleet.Vouched{}, false, nil
+	}
+	v, err := s.directory.Check(ctx, name, password, pretend)
+	switch {
+	case match: // a local person with the right password
+		return fleet.Vouched{}, false, nil
+	case errors.Is(err, fleet.ErrUnauthenticated):
+		return fleet.Vouched{}, false, nil
+	case err != nil:
+		s.logger.WarnContext(ctx, "the directory cannot be asked", "err", err)
+		return fleet.Vouched{}, false, err
+	}
+	v.Name = name
+	return v, true, nil
+}
+
+// attempt is one that has been counted.
+type attempt struct {
+	keys          []fleet.AttemptKey
+	before, after fleet.Attempts // of the name
+	blocked       bool           // the next one has to wait
+}
+
+// attempt counts one on a name, as failed until it turns out well; LimitError when throttled.
+func (s *Service) attempt(ctx context.Context, counted, addr string) (attempt, error) {
+	a := attempt{keys: attemptKeys(counted, addr)}
+	err := s.store.CountAttempt(ctx, a.keys, func(have []fleet.Attempts) ([]fleet.Attempts, error) {
+		now, name := time.Now(), len(a.keys)-1
+		next, err := count(a.keys, have, now)
+		if err == nil {
+			a.before, a.after = have[name], next[name]
+			a.blocked = a.after.Blocked.After(now)
+		}
+		return next, err
+	})
+	return a, err
+}
+
+// signing is the person who signs in, for the record.
+func signing(acct fleet.Account, from fleet.Caller) fleet.Caller {
+	return fleet.Caller{Name: acct.Name, Via: "session", Addr: from.Addr}
 }
 
 // signInFailed records the failure. A name that nobody has is not written down.
@@ -102,18 +165,12 @@ func (s *Service) signInFailed(ctx context.Context, name string, from fleet.Call
 	return fmt.Errorf("signing in: %w", fleet.ErrUnauthenticated)
 }
 
-// issue makes a session through the manager.
-func (s *Service) issue(ctx context.Context, acct fleet.Account, from fleet.Caller, userAgent string, undo []fleet.AttemptKey) (string, time.Time, error) {
+// issue makes a session through the manager. Of is whose it is and what it uses up.
+func (s *Service) issue(ctx context.Context, of issue, from fleet.Caller, userAgent string) (string, time.Time, error) {
 	now := time.Now()
-	by := fleet.Caller{Name: acct.Name, Via: "session", Addr: from.Addr}
-	c := &call{issue: &issue{
-		session: fleet.NewSession{
-			Session: fleet.Session{Addr: from.Addr, UserAgent: clip(userAgent, agentMost), CreatedAt: now, SeenAt: now},
-			UserID:  acct.ID, Epoch: acct.Epoch, Replaces: from.Session,
-		},
-		undo: undo,
-		rec:  record(by, "signin", ""),
-	}}
+	of.session.Session = fleet.Session{Addr: from.Addr, UserAgent: clip(userAgent, agentMost), CreatedAt: now, SeenAt: now}
+	of.session.Replaces = from.Session
+	c := &call{issue: &of}
 	ctx, err := s.sessions.Load(withCall(ctx, c), "")
 	if err != nil {
 		return "", time.Time{}, err

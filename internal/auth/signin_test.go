@@ -345,20 +345,22 @@ func TestSignIn_AtOnceGetsNoFurther(t *testing.T) {
 // TestSignIn_HangingUpIsNoWayRound: whoever goes away before the answer has still tried.
 func TestSignIn_HangingUpIsNoWayRound(t *testing.T) {
 	t.Parallel()
-	h := build(t, nil)
-	for range hashAtOnce {
-		if _, err := h.hasher.slot(t.Context()); err != nil { // all computing: the attempt has to wait
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		h := build(t, nil)
+		for range hashAtOnce {
+			if _, err := h.hasher.slot(t.Context()); err != nil { // all computing: the attempt has to wait
+				t.Fatal(err)
+			}
 		}
-	}
-	for range nameFree {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		_, _, err := h.SignIn(ctx, "ada", "wrong", from, "")
-		cancel()
-		wants(t, "hung up", err, context.DeadlineExceeded)
-	}
-	_, _, err := h.SignIn(t.Context(), "ada", "wrong", from, "")
-	wants(t, "one more", err, fleet.ErrTooMany)
+		for range nameFree {
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			_, _, err := h.SignIn(ctx, "ada", "wrong", from, "")
+			cancel()
+			wants(t, "hung up", err, context.DeadlineExceeded)
+		}
+		_, _, err := h.SignIn(t.Context(), "ada", "wrong", from, "")
+		wants(t, "one more", err, fleet.ErrTooMany)
+	})
 }
 
 func FuzzNormalName(f *testing.F) {

@@ -28,6 +28,7 @@ const (
 	CommandUserList    Command = "user list"
 	CommandUserDisable Command = "user disable"
 	CommandUserEnable  Command = "user enable"
+	CommandResetTOTP   Command = "user reset-totp"
 	CommandSetPassword Command = "user set-password"
 	CommandAuditVerify Command = "audit verify"
 	CommandWatch       Command = "watch"
@@ -70,6 +71,29 @@ type Serve struct {
 
 	CredentialsKey CredentialsKey
 	AddressAllow   []netip.Prefix // of this host and its neighbours, where clusters added through the web may lead all the same
+
+	TOTPKeyFile string // that the secrets of second factors are encrypted with; "" for one beside SQLite, none for PostgreSQL
+
+	OIDC OIDC // Issuer "" for none
+	LDAP LDAP // URL "" for none
+}
+
+// OIDC is an identity provider that people sign in with.
+type OIDC struct {
+	Issuer, ClientID       string
+	SecretFile, CAFile     string // "" for none
+	Scopes                 []string
+	GroupsClaim, NameClaim string
+	Roles                  map[string]string // by group
+}
+
+// LDAP is a directory that checks the passwords of people.
+type LDAP struct {
+	URL                               string // ldaps://, or ldap:// with StartTLS
+	CAFile, BindDN, PasswordFile      string
+	UserBase, UserFilter, IDAttribute string
+	GroupBase, GroupFilter, GroupName string
+	Roles                             map[string]string // by group
 }
 
 // Pod names the pod of this process.
@@ -93,7 +117,9 @@ type User struct {
 	Database
 	Name         string
 	Role         string
-	PasswordFile string // "-" for standard input, "" to have one made up and printed
+	PasswordFile string   // "-" for standard input, "" to have one made up and printed
+	Invite       bool     // instead of a password: the person sets it
+	External     *url.URL // of the server, for the link of an invitation; nil for none
 }
 
 // Audit is one of the audit commands.

@@ -58,7 +58,10 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
-	CacheMaxBytes  int64         `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
+	CacheMaxBytes int64 `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
+	oidcFlags
+	ldapFlags
+	TOTPKeyFile    string        `name:"totp-key-file" placeholder:"FILE" help:"File with 32 bytes in hexadecimal or base64, which the secrets of second factors are encrypted with. By default totp.key beside SQLite; with PostgreSQL there are no second factors without it."`
 	AuditKeyFile   string        `placeholder:"FILE" help:"Key that heads of the audit record are signed with; made if missing. By default audit.key in the data directory; with PostgreSQL a key that is forgotten at the end."`
 	AuditRetention time.Duration `default:"0" placeholder:"DURATION" help:"How long entries of the audit record are kept, like 8760h; 0 for ever."`
 	BatchRetention time.Duration `default:"2160h" placeholder:"DURATION" help:"How long batches are kept after their end; 0 for ever (${default})."`
@@ -67,6 +70,114 @@ type serveCmd struct {
 	Pod            string        `placeholder:"NAMESPACE/NAME" help:"The pod that this process runs in: a drain evicts it last."`
 	LogFormat      string        `default:"json" enum:"json,text" help:"json or text."`
 	LogLevel       string        `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+}
+
+// oidcFlags are of the identity provider.
+type oidcFlags struct {
+	OIDCIssuer           string   `name:"oidc-issuer" placeholder:"https://…" help:"Identity provider that people may sign in with; none without it. Register <address>/login/oidc/callback there."`
+	OIDCClientID         string   `name:"oidc-client-id" placeholder:"ID" help:"Who we are to the identity provider."`
+	OIDCClientSecretFile string   `name:"oidc-client-secret-file" placeholder:"FILE" help:"File with our secret there."`
+	OIDCCAFile           string   `name:"oidc-ca-file" placeholder:"FILE" help:"Certificates that the identity provider's may be signed with, PEM; without it those of the system."`
+	OIDCScopes           []string `name:"oidc-scopes" default:"profile,groups" placeholder:"SCOPE,…" help:"Asked for beside openid (${default})."`
+	OIDCGroupsClaim      string   `name:"oidc-groups-claim" default:"groups" placeholder:"CLAIM" help:"Claim of the ID token with the groups (${default})."`
+	OIDCNameClaim        string   `name:"oidc-name-claim" default:"preferred_username" placeholder:"CLAIM" help:"Claim of the ID token with the name; who somebody is follows from issuer and subject alone (${default})."`
+	OIDCRoleMap          []string `name:"oidc-role-map" sep:"none" placeholder:"GROUP=ROLE" help:"What a group may do; repeatable. The most counts; who is in none of them is refused."`
+}
+
+// ldapFlags are of the directory.
+type ldapFlags struct {
+	LDAPURL          string   `name:"ldap-url" placeholder:"ldaps://…" help:"Directory that checks the passwords of people; none without it. With ldap:// StartTLS is demanded."`
+	LDAPCAFile       string   `name:"ldap-ca-file" placeholder:"FILE" help:"Certificates that the directory's may be signed with, PEM; without it those of the system."`
+	LDAPBindDN       string   `name:"ldap-bind-dn" placeholder:"DN" help:"Who searches the directory; without it nobody in particular."`
+	LDAPPasswordFile string   `name:"ldap-bind-password-file" placeholder:"FILE" help:"File with the password of who searches."`
+	LDAPUserBase     string   `name:"ldap-user-base" placeholder:"DN" help:"Below which people are."`
+	LDAPUserFilter   string   `name:"ldap-user-filter" default:"(uid={{name}})" placeholder:"FILTER" help:"Finds exactly one person by name (${default})."`
+	LDAPIDAttribute  string   `name:"ldap-id-attribute" default:"entryUUID" placeholder:"ATTRIBUTE" help:"By which a person is known for ever, objectGUID in Active Directory (${default})."`
+	LDAPGroupBase    string   `name:"ldap-group-base" placeholder:"DN" help:"Below which groups are; without it those of the attribute memberOf count."`
+	LDAPGroupFilter  string   `name:"ldap-group-filter" default:"(member={{dn}})" placeholder:"FILTER" help:"Finds the groups of a person (${default})."`
+	LDAPGroupName    string   `name:"ldap-group-name" default:"cn" placeholder:"ATTRIBUTE" help:"Of a group, as --ldap-role-map names it (${default})."`
+	LDAPRoleMap      []string `name:"ldap-role-map" sep:"none" placeholder:"GROUP=ROLE" help:"What a group may do; repeatable. The most counts; who is in none of them is refused."`
+}
+
+func (f oidcFlags) config(p *problems) OIDC {
+	if f.OIDCIssuer == "" {
+		if f.OIDCClientID != "" || len(f.OIDCRoleMap) > 0 {
+			p.add("oidc-issuer", "is missing: without it there is no identity provider")
+		}
+		return OIDC{}
+	}
+	u, err := url.Parse(f.OIDCIssuer)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		p.add("oidc-issuer", "%q is not an https URL", redactURL(f.OIDCIssuer))
+	case u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())):
+		p.add("oidc-issuer", "%q is not an https URL: whoever is in between could be anybody", redactURL(f.OIDCIssuer))
+	}
+	if f.OIDCClientID == "" {
+		p.add("oidc-client-id", "is missing")
+	}
+	return OIDC{
+		Issuer: f.OIDCIssuer, ClientID: f.OIDCClientID, SecretFile: f.OIDCClientSecretFile, CAFile: f.OIDCCAFile, Scopes: f.OIDCScopes,
+		GroupsClaim: f.OIDCGroupsClaim, NameClaim: f.OIDCNameClaim, Roles: roleMap(p, "oidc-role-map", f.OIDCRoleMap),
+	}
+}
+
+func (f ldapFlags) config(p *problems) LDAP {
+	if f.LDAPURL == "" {
+		if f.LDAPUserBase != "" || len(f.LDAPRoleMap) > 0 {
+			p.add("ldap-url", "is missing: without it there is no directory")
+		}
+		return LDAP{}
+	}
+	if u, err := url.Parse(f.LDAPURL); err != nil || (u.Scheme != "ldaps" && u.Scheme != "ldap") || u.Hostname() == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+		p.add("ldap-url", "%q is not of the form ldaps://host:port", redactURL(f.LDAPURL))
+	}
+	if f.LDAPUserBase == "" {
+		p.add("ldap-user-base", "is missing")
+	}
+	if !strings.Contains(f.LDAPUserFilter, "{{name}}") {
+		p.add("ldap-user-filter", "has no {{name}}: everybody would be the same person")
+	}
+	if f.LDAPGroupBase != "" && !strings.Contains(f.LDAPGroupFilter, "{{dn}}") && !strings.Contains(f.LDAPGroupFilter, "{{name}}") {
+		p.add("ldap-group-filter", "has neither {{dn}} nor {{name}}: everybody would be in the same groups")
+	}
+	if f.LDAPIDAttribute == "" {
+		p.add("ldap-id-attribute", "must not be empty")
+	}
+	if (f.LDAPBindDN == "") != (f.LDAPPasswordFile == "") {
+		p.add("ldap-bind-dn", "--ldap-bind-dn and --ldap-bind-password-file go together")
+	}
+	return LDAP{
+		URL: f.LDAPURL, CAFile: f.LDAPCAFile, BindDN: f.LDAPBindDN, PasswordFile: f.LDAPPasswordFile, UserBase: f.LDAPUserBase,
+		UserFilter: f.LDAPUserFilter, IDAttribute: f.LDAPIDAttribute, GroupBase: f.LDAPGroupBase, GroupFilter: f.LDAPGroupFilter,
+		GroupName: f.LDAPGroupName, Roles: roleMap(p, "ldap-role-map", f.LDAPRoleMap),
+	}
+}
+
+// roleMap reads group=role. A group's name may hold an equals sign, a role's does not.
+func roleMap(p *problems, flag string, pairs []string) map[string]string {
+	out := map[string]string{}
+	for _, pair := range pairs {
+		i := strings.LastIndex(pair, "=")
+		if i < 1 || !slices.Contains([]string{"viewer", "operator", "admin"}, pair[i+1:]) {
+			p.add(flag, "%q is not of the form group=viewer, group=operator or group=admin", pair)
+			continue
+		}
+		if _, twice := out[pair[:i]]; twice {
+			p.add(flag, "the group %q is there twice", pair[:i])
+		}
+		out[pair[:i]] = pair[i+1:]
+	}
+	if len(out) == 0 && len(pairs) == 0 {
+		p.add(flag, "is missing: nobody could sign in")
+	}
+	return out
+}
+
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // minRetention keeps a slip of the finger from emptying what is kept.
@@ -93,12 +204,15 @@ type cli struct {
 	User  struct {
 		Add struct {
 			userNameCmd
+			Invite       bool   `help:"Print an invitation, with which the person sets the password, instead of a password."`
+			ExternalURL  string `name:"external-url" placeholder:"https://…" help:"Address that browsers use, for the link of the invitation."`
 			Role         string `required:"" enum:"viewer,operator,admin" help:"viewer, operator or admin."`
 			PasswordFile string `placeholder:"FILE|-" help:"File with the password, - for standard input. Without it one is made up and printed."`
 		} `cmd:"" help:"Add a person."`
 		List        struct{ database } `cmd:"" help:"List the people."`
 		Disable     userNameCmd        `cmd:"" help:"Keep a person out; ends sessions and streams."`
 		Enable      userNameCmd        `cmd:"" help:"Let a disabled person in again."`
+		ResetTotp   userNameCmd        `cmd:"" name:"reset-totp" help:"Take away a person's second factor; ends sessions and tokens."`
 		SetPassword struct {
 			userNameCmd
 			PasswordFile string `placeholder:"FILE|-" help:"File with the password, - for standard input. Without it one is made up and printed."`
@@ -198,8 +312,10 @@ func resolver(env map[string]string) kong.ResolverFunc {
 		switch flag.Name {
 		case "kubeconfig":
 			return list(filepath.SplitList(v)), nil
-		case "trusted-proxy", "cluster-address-allow":
+		case "trusted-proxy", "cluster-address-allow", "oidc-scopes":
 			return list(strings.Split(v, ",")), nil
+		case "oidc-role-map", "ldap-role-map":
+			return list(strings.Split(v, ";")), nil // a group may be the name of an entry, with commas in it
 		}
 		return v, nil
 	}
@@ -248,12 +364,20 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 		cfg.Serve = c.Serve.config(p, env)
 	case CommandUserAdd:
 		a := c.User.Add
-		cfg.User = User{Database: a.config(p), Name: a.Name, Role: a.Role, PasswordFile: a.PasswordFile}
+		cfg.User = User{Database: a.config(p), Name: a.Name, Role: a.Role, PasswordFile: a.PasswordFile, Invite: a.Invite}
+		if a.Invite && a.PasswordFile != "" {
+			p.add("invite", "not together with --password-file: the person sets the password")
+		}
+		if a.ExternalURL != "" {
+			cfg.User.External = origin(p, "external-url", a.ExternalURL)
+		}
 	case CommandSetPassword:
 		s := c.User.SetPassword
 		cfg.User = User{Database: s.config(p), Name: s.Name, PasswordFile: s.PasswordFile}
 	case CommandUserDisable:
 		cfg.User = User{Database: c.User.Disable.config(p), Name: c.User.Disable.Name}
+	case CommandResetTOTP:
+		cfg.User = User{Database: c.User.ResetTotp.config(p), Name: c.User.ResetTotp.Name}
 	case CommandUserEnable:
 		cfg.User = User{Database: c.User.Enable.config(p), Name: c.User.Enable.Name}
 	case CommandUserList:
@@ -323,6 +447,7 @@ func (s serveCmd) config(p *problems, env map[string]string) Serve {
 		BatchRetention: s.BatchRetention,
 		EventRetention: s.EventRetention,
 		CredentialsKey: s.credentialsKey.config(p, env),
+		TOTPKeyFile:    s.TOTPKeyFile, OIDC: s.oidcFlags.config(p), LDAP: s.ldapFlags.config(p),
 	}
 	switch {
 	case s.AuditKeyFile == "" && s.DatabaseURL == "":

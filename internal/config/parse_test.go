@@ -92,6 +92,12 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"credentials-key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
 		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
 		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "heads": "-", "audit-key": "AAAA",
+		"totp-key-file": "kek", "invite": "true",
+		"oidc-issuer": "https://idp.example/realm", "oidc-client-id": "us", "oidc-client-secret-file": "s", "oidc-ca-file": "ca", "oidc-scopes": "a,b",
+		"oidc-groups-claim": "teams", "oidc-name-claim": "nick", "oidc-role-map": "cn=a,dc=b=admin;sre=operator",
+		"ldap-url": "ldaps://dir.example", "ldap-ca-file": "ca", "ldap-bind-dn": "cn=us", "ldap-bind-password-file": "p", "ldap-user-base": "dc=b",
+		"ldap-user-filter": "(cn={{name}})", "ldap-id-attribute": "objectGUID", "ldap-group-base": "ou=g", "ldap-group-filter": "(m={{dn}})",
+		"ldap-group-name": "ou", "ldap-role-map": "cn=a,dc=b=admin;sre=operator",
 		"role": "operator", "password-file": "-", "server": "https://knm.example:8443", "cluster": "prod", "token-file": tokenFile,
 	}
 	// Some flags are good only together with another one.
@@ -99,9 +105,28 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"audit-retention": {"KNM_AUDIT_KEY_FILE=a.key"}, "tls-cert": {"KNM_TLS_KEY=k.pem"}, "tls-key": {"KNM_TLS_CERT=c.pem"},
 		"credentials-key-file": {},
 	}
+	oidc := []string{"KNM_OIDC_ISSUER=https://idp.example", "KNM_OIDC_CLIENT_ID=x", "KNM_OIDC_ROLE_MAP=a=viewer"}
+	ldap := []string{"KNM_LDAP_URL=ldap://dir.example:389", "KNM_LDAP_USER_BASE=dc=x", "KNM_LDAP_ROLE_MAP=a=viewer"}
+	for name := range values {
+		more, own := []string(nil), envName(name)+"="
+		switch {
+		case strings.HasPrefix(name, "oidc-"):
+			more = oidc
+		case strings.HasPrefix(name, "ldap-"):
+			more = ldap
+		}
+		for _, kv := range more {
+			if !strings.HasPrefix(kv, own) {
+				also[name] = append(also[name], kv)
+			}
+		}
+	}
+	also["ldap-bind-dn"] = append(also["ldap-bind-dn"], "KNM_LDAP_BIND_PASSWORD_FILE=p")
+	also["ldap-bind-password-file"] = append(also["ldap-bind-password-file"], "KNM_LDAP_BIND_DN=cn=x")
+	also["ldap-group-filter"] = append(also["ldap-group-filter"], "KNM_LDAP_GROUP_BASE=ou=g")
 	base := map[string][]string{
 		"serve": {"serve"}, "add": {"user", "add", "x"}, "list": {"user", "list"}, "disable": {"user", "disable", "x"},
-		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"credentials", "rotate"},
+		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "reset-totp": {"user", "reset-totp", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"credentials", "rotate"},
 	}
 	parser, err := kong.New(&cli{})
 	if err != nil {

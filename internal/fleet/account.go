@@ -5,7 +5,9 @@ import "time"
 // Account is a User with what auth needs to check a password. It never leaves the store and auth.
 type Account struct {
 	User
-	Password string // argon2id hash in PHC form
+	Password   string // argon2id hash in PHC form; "" for a person who has none
+	Subject    string // at the issuer of a person that is not local
+	Invitation string // hash of the code with which a person that is being added may set a password
 }
 
 // UserChange is what is to be different about a person; nil fields stay. Every change that does something ends the
@@ -14,6 +16,9 @@ type UserChange struct {
 	Role      *Role
 	Disabled  *bool
 	Password  *string // argon2id hash in PHC form
+	Revoke    bool    // end sessions and tokens, change nothing
+	NoFactor  bool    // take the second factor away
+	Proof     *Proof  // that has to be good for NoFactor, and is used up; nil where none is asked for
 	KeepAdmin bool    // refuse with ErrConflict what would leave no enabled admin
 }
 
@@ -35,6 +40,8 @@ type NewSession struct {
 	Data     string
 	IdleAt   time.Time
 	Replaces string // hash of a session of the same browser that ends with this one; "" for none
+	Half     string // hash of the half sign-in that this one completes; needed where there is a second factor
+	Proof    Proof  // used up by it
 }
 
 // CredentialKey tells one good credential from another and says whose it is.

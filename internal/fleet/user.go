@@ -11,6 +11,11 @@ type User struct {
 	Epoch      int64 // moves with every change that must end sessions
 	CreatedAt  time.Time
 	LastSignIn time.Time
+
+	Kind         PersonKind
+	Issuer       string    // who vouches for a person that is not local
+	SecondFactor time.Time // since when one is asked for; zero for none
+	InvitedUntil time.Time // until when the person may set a password with an invitation; zero for none
 }
 
 // Session is one signed-in browser, as its owner sees it.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,17 +20,24 @@ type userRow struct {
 	DisabledAt int64  `db:"disabled_at"`
 	CreatedAt  int64  `db:"created_at"`
 	LastSignIn int64  `db:"last_sign_in"`
+	Kind       string `db:"kind"`
+	Issuer     string `db:"issuer"`
+	Subject    string `db:"subject"`
+	FactorAt   int64  `db:"factor_at"`
+	Invited    int64  `db:"invited_until"`
 }
 
-const userColumns = `id, name, role, password, epoch, disabled_at, created_at, last_sign_in`
+const userColumns = `id, name, role, password, epoch, disabled_at, created_at, last_sign_in, kind, issuer, subject, factor_at,
+	invited_until`
 
 func (r userRow) account() fleet.Account {
 	return fleet.Account{
 		User: fleet.User{
 			ID: r.ID, Name: r.Name, Role: fleet.Role(r.Role), Disabled: r.DisabledAt != 0, Epoch: r.Epoch,
-			CreatedAt: moment(r.CreatedAt), LastSignIn: moment(r.LastSignIn),
+			CreatedAt: moment(r.CreatedAt), LastSignIn: moment(r.LastSignIn), Kind: fleet.PersonKind(r.Kind), Issuer: r.Issuer,
+			SecondFactor: moment(r.FactorAt), InvitedUntil: moment(r.Invited),
 		},
-		Password: r.Password,
+		Password: r.Password, Subject: r.Subject,
 	}
 }
 
@@ -72,7 +80,7 @@ func (s *Store) Account(ctx context.Context, name string) (fleet.Account, error)
 	return r.account(), nil
 }
 
-// AddUser makes a person; ErrConflict if the name is taken.
+// AddUser makes a person; ErrConflict if the name or the identity is taken.
 func (s *Store) AddUser(ctx context.Context, a fleet.Account, rec fleet.Entry) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		if err := tx.addUser(a); err != nil {
@@ -88,8 +96,12 @@ func (t *Tx) addUser(a fleet.Account) error {
 	if a.Disabled {
 		disabled = micros(a.CreatedAt)
 	}
-	_, err := t.Exec(`INSERT INTO users (`+userColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		a.ID, a.Name, string(a.Role), a.Password, a.Epoch, disabled, micros(a.CreatedAt), micros(a.LastSignIn))
+	_, err := t.Exec(`INSERT INTO users (`+userColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)`,
+		a.ID, a.Name, string(a.Role), a.Password, a.Epoch, disabled, micros(a.CreatedAt), micros(a.LastSignIn),
+		string(cmp.Or(a.Kind, fleet.PersonLocal)), a.Issuer, a.Subject)
+	if err == nil && a.Invitation != "" {
+		err = t.invite(a.ID, a.Invitation, a.InvitedUntil)
+	}
 	if err != nil {
 		return fmt.Errorf("adding %s: %w", a.Name, err)
 	}
@@ -102,11 +114,13 @@ const (
 	endedDisabled = "disabled"
 	endedPassword = "password"
 	endedLogout   = "logout"
+	endedRevoked  = "revoked"
 )
 
-// ChangeUser changes a person and ends their sessions, and for disabling and a new password their tokens too, in one
-// step with the record, which is made from the person before and after. Where the person is like that already nothing
-// happens and changed is false. ErrNotFound; ErrConflict for the last admin.
+// ChangeUser changes a person and ends their sessions, and for disabling, a new password and revoking their tokens too,
+// in one step with the record, which is made from the person before and after. Where the person is like that already
+// nothing happens and changed is false. ErrNotFound; ErrConflict for the last admin; ErrUnauthenticated for a proof that
+// is not good.
 func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange, at time.Time, rec func(before, after fleet.User) fleet.Entry) (u fleet.User, changed bool, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
 		var r userRow
@@ -130,15 +144,37 @@ func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange
 				next.DisabledAt = micros(at)
 			}
 		}
+		if ch.Revoke {
+			why = endedRevoked
+		}
+		if ch.NoFactor && r.FactorAt != 0 {
+			next.FactorAt, why = 0, endedRevoked
+			if ch.Proof != nil {
+				if err := tx.prove(r.ID, *ch.Proof); err != nil {
+					return err
+				}
+			}
+		}
 		if why == "" {
 			u = before
 			return nil
 		}
+		if ch.Password != nil || next.DisabledAt != 0 {
+			next.Invited = 0
+			if _, err := tx.Exec(`DELETE FROM invitations WHERE user_id = ?`, r.ID); err != nil {
+				return err
+			}
+		}
+		if next.FactorAt == 0 && r.FactorAt != 0 {
+			if err := tx.dropFactor(r.ID); err != nil {
+				return err
+			}
+		}
 		isAdmin := func(r userRow) bool { return r.Role == string(fleet.RoleAdmin) && r.DisabledAt == 0 }
 		if ch.KeepAdmin && isAdmin(r) && !isAdmin(next) {
 			var others int
-			if err := tx.Get(&others, `SELECT COUNT(*) FROM users WHERE role = 'admin' AND disabled_at = 0 AND id <> ?`,
-				r.ID); err != nil {
+			if err := tx.Get(&others, `SELECT COUNT(*) FROM users WHERE role = 'admin' AND disabled_at = 0 AND id <> ?
+				AND (password <> '' OR kind <> 'local')`, r.ID); err != nil {
 				return err
 			}
 			if others == 0 {
@@ -146,19 +182,12 @@ func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange
 			}
 		}
 		next.Epoch++
-		if _, err := tx.Exec(`UPDATE users SET role = ?, password = ?, disabled_at = ?, epoch = ? WHERE id = ?`,
-			next.Role, next.Password, next.DisabledAt, next.Epoch, r.ID); err != nil {
+		if _, err := tx.Exec(`UPDATE users SET role = ?, password = ?, disabled_at = ?, epoch = ?, factor_at = ?, invited_until = ?
+			WHERE id = ?`, next.Role, next.Password, next.DisabledAt, next.Epoch, next.FactorAt, next.Invited, r.ID); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(`UPDATE sessions SET revoked_at = ?, revoked_for = ? WHERE user_id = ? AND revoked_at = 0`,
-			micros(at), why, r.ID); err != nil {
+		if err := tx.endAll(r.ID, why, at); err != nil {
 			return err
-		}
-		if why != endedRole {
-			if _, err := tx.Exec(`UPDATE tokens SET revoked_at = ?, revoked_for = ? WHERE user_id = ? AND revoked_at = 0`,
-				micros(at), why, r.ID); err != nil {
-				return err
-			}
 		}
 		u, changed = next.account().User, true
 		_, err := tx.AppendEntry(rec(before, u))
@@ -168,6 +197,20 @@ func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange
 		return fleet.User{}, false, fmt.Errorf("changing a person: %w", err)
 	}
 	return u, changed, nil
+}
+
+// endAll ends the sessions of a person and, unless it is only that their role changed, their tokens.
+func (t *Tx) endAll(userID, why string, at time.Time) error {
+	if _, err := t.Exec(`UPDATE sessions SET revoked_at = ?, revoked_for = ? WHERE user_id = ? AND revoked_at = 0`,
+		micros(at), why, userID); err != nil {
+		return err
+	}
+	if why == endedRole {
+		return nil
+	}
+	_, err := t.Exec(`UPDATE tokens SET revoked_at = ?, revoked_for = ? WHERE user_id = ? AND revoked_at = 0`,
+		micros(at), why, userID)
+	return err
 }
 
 // Rehash stores a password's hash under stronger parameters, unless the password has been changed meanwhile.

@@ -26,7 +26,8 @@ func (r credentialRow) credential() fleet.Credential {
 	}
 }
 
-const joinedColumns = `u.id, u.name, u.role, u.password, u.epoch, u.disabled_at, u.created_at, u.last_sign_in`
+const joinedColumns = `u.id, u.name, u.role, u.password, u.epoch, u.disabled_at, u.created_at, u.last_sign_in,
+	u.kind, u.issuer, u.subject, u.factor_at, u.invited_until`
 
 // goodSession and goodToken are the one definition of good, as conditions with one time each ×2 and ×1.
 const (
@@ -36,7 +37,8 @@ const (
 
 // AddSession records a sign-in: the session, the time of it at the person, the entry; and it takes back what the
 // attempts under undo had counted. It answers ErrUnauthenticated if the person was disabled or changed since the
-// password was checked, so that no sign-in overtakes a revocation.
+// password was checked, so that no sign-in overtakes a revocation; and if there is a second factor and no half sign-in
+// with a proof that is good and was never used.
 func (s *Store) AddSession(ctx context.Context, n fleet.NewSession, undo []fleet.AttemptKey, rec fleet.Entry) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		ok, err := tx.Exec(`UPDATE users SET last_sign_in = ? WHERE id = ? AND epoch = ? AND disabled_at = 0`,
@@ -46,6 +48,9 @@ func (s *Store) AddSession(ctx context.Context, n fleet.NewSession, undo []fleet
 		}
 		if ok == 0 {
 			return fmt.Errorf("signing in: the person was changed meanwhile: %w", fleet.ErrUnauthenticated)
+		}
+		if err := tx.secondStep(n); err != nil {
+			return err
 		}
 		if n.Replaces != "" {
 			if _, err := tx.Exec(`UPDATE sessions SET revoked_at = ?, revoked_for = ? WHERE token_hash = ? AND revoked_at = 0`,
@@ -279,10 +284,10 @@ func (s *Store) WhyEnded(ctx context.Context, hash string) (string, error) {
 }
 
 // DropExpired deletes what no longer matters to anybody: sessions and tokens past their absolute deadline, revoked or
-// not, set-up codes past theirs, and counters that stopped counting before quiet.
+// not, set-up codes, invitations and half sign-ins past theirs, and counters that stopped counting before quiet.
 func (s *Store) DropExpired(ctx context.Context, now, quiet time.Time) error {
 	return s.Tx(ctx, func(tx *Tx) error {
-		for _, table := range []string{"sessions", "tokens", "setup_code"} {
+		for _, table := range []string{"sessions", "tokens", "setup_code", "half_sign_ins", "invitations"} {
 			if _, err := tx.Exec(`DELETE FROM `+table+` WHERE expires_at <= ?`, micros(now)); err != nil {
 				return err
 			}

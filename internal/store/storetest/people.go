@@ -36,6 +36,11 @@ func RunPeople(t *testing.T, open Open) {
 		"SetupOnce":            setupOnce,
 		"DropExpired":          dropExpired,
 		"NoChangeUnrecorded":   noChangeUnrecorded,
+		"SecondStep":           secondStep,
+		"ProofsAreUsedUp":      proofsAreUsedUp,
+		"HalfTakesBackOne":     halfTakesBackOne,
+		"Invitations":          invitations,
+		"Identities":           vouchedIdentities,
 	})
 }
 
@@ -76,7 +81,7 @@ func is(t *testing.T, what string, err, kind error) {
 
 func person(name string, role fleet.Role) fleet.Account {
 	return fleet.Account{
-		User:     fleet.User{ID: "id-" + name, Name: name, Role: role, Epoch: 1, CreatedAt: start},
+		User:     fleet.User{ID: "id-" + name, Name: name, Role: role, Epoch: 1, CreatedAt: start, Kind: fleet.PersonLocal},
 		Password: "hash-" + name,
 	}
 }
