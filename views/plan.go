@@ -350,6 +350,9 @@ func losses(lang string, p *fleet.Plan) []loss {
 	for _, f := range consentFields {
 		var open, given []lossPod
 		eachPod(p, func(_ *fleet.ClusterPlan, n *fleet.NodePlan, pod *fleet.PodPlan) {
+			if pod.Verdict == fleet.VerdictIgnore {
+				return // it stays, with what it has
+			}
 			var details []string
 			asked, missing := false, false
 			for _, r := range pod.Reasons {

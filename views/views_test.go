@@ -695,3 +695,17 @@ func TestNodeRow_IsSmall(t *testing.T) {
 		}
 	}
 }
+
+// What stays loses nothing: a DaemonSet's pod with data on the node needs nobody's word.
+func TestLosses_OfPodsThatGo(t *testing.T) {
+	t.Parallel()
+	data := fleet.Reason{Code: "empty_dir", Consent: fleet.ConsentLocalData}
+	plan := &fleet.Plan{Clusters: []fleet.ClusterPlan{{Nodes: []fleet.NodePlan{{Pods: []fleet.PodPlan{
+		{Name: "agent", PodClass: fleet.PodClass{Verdict: fleet.VerdictIgnore, Reasons: []fleet.Reason{{Code: "daemon_set"}, data}}},
+		{Name: "cache", PodClass: fleet.PodClass{Verdict: fleet.VerdictBlock, Reasons: []fleet.Reason{data}, Needs: []fleet.Consent{fleet.ConsentLocalData}}},
+	}}}}}}
+	got := losses("en", plan)
+	if len(got) != 1 || got[0].given || len(got[0].pods) != 1 || got[0].pods[0].name != "/cache" {
+		t.Errorf("%+v", got)
+	}
+}
