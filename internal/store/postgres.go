@@ -101,7 +101,12 @@ func (e *postgresEngine) migrate(ctx context.Context, pc pgx.ConnConfig, log *sl
 	ctx, cancel := context.WithTimeout(ctx, migrationLimit)
 	defer cancel()
 	db := openPostgres(pc, 2)
-	defer func() { err = errors.Join(err, db.Close()) }()
+	defer func() {
+		// What was to be done is committed by then, or has failed already: a peer that hangs up first is no failure of it.
+		if cerr := db.Close(); cerr != nil {
+			log.Debug("closing the connections of the upgrade", "err", cerr)
+		}
+	}()
 	lock, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return kind("connecting to the database", err)
