@@ -53,10 +53,10 @@ func interpret(err error) answer {
 	}
 	status := apierrors.APIStatus(nil)
 	if !errors.As(err, &status) {
-		return answer{meaning: meansUnanswered, message: plain(kube.Reason(err)), err: err}
+		return answer{meaning: meansUnanswered, message: kube.Plain(kube.Reason(err)), err: err}
 	}
 	s := status.Status()
-	a := answer{http: int(s.Code), message: plain(s.Message), err: err}
+	a := answer{http: int(s.Code), message: kube.Plain(s.Message), err: err}
 	var about metav1.StatusDetails
 	if s.Details != nil {
 		about = *s.Details

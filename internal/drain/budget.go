@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 )
 
 // Why a budget says what it says.
@@ -131,7 +132,7 @@ func standing(b *policyv1.PodDisruptionBudget) (fleet.Allowance, string, string)
 	}
 	for _, c := range b.Status.Conditions {
 		if c.Type == policyv1.DisruptionAllowedCondition && c.Status == metav1.ConditionFalse && c.Reason == policyv1.SyncFailedReason {
-			return fleet.AllowBlocked, WhySyncFailed, plain(c.Message)
+			return fleet.AllowBlocked, WhySyncFailed, kube.Plain(c.Message)
 		}
 	}
 	if b.Status.DisruptionsAllowed > 0 {
@@ -192,7 +193,7 @@ func (t *tally) view() fleet.Budget {
 	}
 	for _, m := range b.ManagedFields {
 		if m.Subresource == "" {
-			out.WrittenBy = plain(m.Manager) // the last one that wrote the spec
+			out.WrittenBy = kube.Plain(m.Manager) // the last one that wrote the spec
 		}
 	}
 	out.Allowance, _, out.Message = standing(b)

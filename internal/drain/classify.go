@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 )
 
 // The codes of reasons: catalogue keys, and what programs look at.
@@ -268,7 +269,7 @@ func (c *classifier) optOut() {
 		c.wait = !slices.Contains(c.pol.Consents, fleet.ConsentOptOut)
 	}
 	if v := c.pod.Annotations[karpenterKeep]; v != "" && c.protected(v) {
-		c.need("DR-14", CodeOptOut, fleet.ConsentOptOut, fmt.Sprintf("%s=%s", karpenterKeep, plain(v)))
+		c.need("DR-14", CodeOptOut, fleet.ConsentOptOut, fmt.Sprintf("%s=%s", karpenterKeep, kube.Plain(v)))
 	}
 	if c.pod.Annotations[casSafe] == "false" {
 		c.need("DR-14", CodeOptOut, fleet.ConsentOptOut, casSafe+"=false")

@@ -136,7 +136,7 @@ func (d *drain) failed(ctx context.Context, err error) {
 		d.end(fleet.DrainCancelled, "", ctx.Err())
 		return
 	}
-	d.end(fleet.DrainFailed, plain(kube.Reason(err)), err)
+	d.end(fleet.DrainFailed, kube.Plain(kube.Reason(err)), err)
 }
 
 // check looks at the node, at what we may do, and at what its pods need, before anything is touched.

@@ -365,7 +365,7 @@ func (d *drain) diagnose(p *corev1.Pod) string {
 			why = append(why, "container "+c.Name+" is running")
 		}
 	}
-	return plain(strings.Join(why, "; "))
+	return kube.Plain(strings.Join(why, "; "))
 }
 
 func readiness(n *corev1.Node) corev1.ConditionStatus {
@@ -529,7 +529,7 @@ func (d *drain) evictOne(e eviction) answer {
 			if d.work.Err() != nil {
 				return answer{meaning: meansNever, err: d.work.Err()} // whatever it says, it was cut off
 			}
-			return answer{meaning: meansUnannounced, message: "not announced: " + plain(err.Error()), err: err}
+			return answer{meaning: meansUnannounced, message: "not announced: " + kube.Plain(err.Error()), err: err}
 		}
 		if time.Since(began) > mostStale {
 			if live, a = d.fresh(e); live == nil {

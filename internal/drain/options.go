@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 )
 
 // ownGrace is the grace period, in seconds, that leaves each pod its own.
@@ -55,7 +56,7 @@ func OptionsOf(o fleet.DrainOptions, self types.NamespacedName) (Options, error)
 	if o.PodSelector != "" {
 		s, err := labels.Parse(o.PodSelector)
 		if err != nil {
-			return Options{}, fleet.Invalid("pod_selector", "%s", plain(err.Error()))
+			return Options{}, fleet.Invalid("pod_selector", "%s", kube.Plain(err.Error()))
 		}
 		if !s.Empty() {
 			out.Selector = s

@@ -15,6 +15,7 @@ import (
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 )
 
 // Target is a node of a batch, as it was chosen.
@@ -316,7 +317,7 @@ func (b *builder) node(t Target) fleet.NodePlan {
 		out.Fault = fleet.CodeReplaced
 		return out
 	}
-	out.UID, out.Unschedulable = string(n.UID), n.Spec.Unschedulable
+	out.UID, out.Unschedulable, out.Roles = string(n.UID), n.Spec.Unschedulable, kube.Roles(n.Labels)
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
 			out.Ready = c.Status == corev1.ConditionTrue
@@ -503,7 +504,7 @@ func (b *builder) actors(n *corev1.Node) []fleet.Actor {
 	}
 	for _, c := range n.Status.Conditions {
 		if slices.Contains(foreignConditions, string(c.Type)) && c.Status == corev1.ConditionTrue {
-			out = append(out, fleet.Actor{Who: "condition", Detail: string(c.Type) + " " + plain(c.Reason)})
+			out = append(out, fleet.Actor{Who: "condition", Detail: string(c.Type) + " " + kube.Plain(c.Reason)})
 		}
 	}
 	for i := range b.r.Leases {
@@ -512,7 +513,7 @@ func (b *builder) actors(n *corev1.Node) []fleet.Actor {
 			continue
 		}
 		if until := l.Spec.RenewTime.Add(time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second); b.now.Before(until) {
-			out = append(out, fleet.Actor{Who: "medik8s", Detail: plain(*l.Spec.HolderIdentity) + " until " + until.UTC().Format(time.RFC3339), Forbids: true})
+			out = append(out, fleet.Actor{Who: "medik8s", Detail: kube.Plain(*l.Spec.HolderIdentity) + " until " + until.UTC().Format(time.RFC3339), Forbids: true})
 		}
 	}
 	return out

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 )
 
 // replacing is the wait for what was evicted to be ready elsewhere (DR-53). It counts pods itself: the number in the
@@ -127,7 +128,7 @@ func phrase(what []string) string {
 	if n := len(what) - mostNamed; n > 0 {
 		s += fmt.Sprintf("; and %d more", n)
 	}
-	return plain(s)
+	return kube.Plain(s)
 }
 
 // startReplace follows the pods and their controllers in the namespaces of what was evicted. It begins when the pods

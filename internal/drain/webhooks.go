@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 )
 
 // maxServices bounds the services whose endpoints are read for one plan; few clusters have more than a dozen.
@@ -113,7 +114,7 @@ func (b *builder) warnings() []fleet.Impact {
 			all = all && b.leaving[n]
 		}
 		if all {
-			out = append(out, fleet.Impact{ID: "PV-25", Code: WarnWebhookDeadlock, Detail: plain(w.Name + ", service " + w.Service)})
+			out = append(out, fleet.Impact{ID: "PV-25", Code: WarnWebhookDeadlock, Detail: kube.Plain(w.Name + ", service " + w.Service)})
 		}
 	}
 	var total, healthy int

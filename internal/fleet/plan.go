@@ -72,6 +72,7 @@ type NodePlan struct {
 	Message       string      `json:"message,omitempty"`
 	Unschedulable bool        `json:"unschedulable"`
 	Ready         bool        `json:"ready"`
+	Roles         []string    `json:"roles,omitempty"`  // of drains
 	Edits         []Edit      `json:"edits,omitempty"`  // of the node itself
 	Actors        []Actor     `json:"actors,omitempty"` // others who are at work on it
 	Counts        PodCounts   `json:"counts"`

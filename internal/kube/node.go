@@ -25,7 +25,7 @@ func Node(cluster string, n *corev1.Node) *fleet.Node {
 		Status:          fleet.StatusUnknown,
 		Schedulable:     !n.Spec.Unschedulable,
 		Cordon:          cordonOf(n),
-		Roles:           rolesOf(n.Labels),
+		Roles:           Roles(n.Labels),
 		Labels:          n.Labels,
 		Annotations:     n.Annotations,
 		Capacity:        resources(n.Status.Capacity),
@@ -103,8 +103,8 @@ const (
 	roleLabel  = "kubernetes.io/role"
 )
 
-// rolesOf follows kubectl: the labels node-role.kubernetes.io/<role> and kubernetes.io/role=<role>.
-func rolesOf(labels map[string]string) []string {
+// Roles follows kubectl: the labels node-role.kubernetes.io/<role> and kubernetes.io/role=<role>.
+func Roles(labels map[string]string) []string {
 	var roles []string
 	for k, v := range labels {
 		switch {

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
-	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -145,26 +143,5 @@ func says(err error) string {
 	if !errors.As(err, &status) || status.Status().Message == "" {
 		return ""
 	}
-	return ": " + plain(status.Status().Message)
-}
-
-// maxPlain is in characters.
-const maxPlain = 300
-
-// plain makes a text from a cluster one line of bounded length: anybody with access to the cluster may have written it.
-func plain(s string) string {
-	var b strings.Builder
-	n := 0
-	for _, r := range s {
-		if n == maxPlain {
-			b.WriteString("…")
-			break
-		}
-		if !unicode.IsPrint(r) {
-			r = ' '
-		}
-		b.WriteRune(r)
-		n++
-	}
-	return b.String()
+	return ": " + kube.Plain(status.Status().Message)
 }

@@ -150,15 +150,15 @@ func whose(c *fleet.Cordon) string {
 	var s string
 	switch {
 	case c.By != "":
-		s = " by " + plain(c.By)
+		s = " by " + kube.Plain(c.By)
 	case c.With != "":
-		s = " with " + plain(c.With)
+		s = " with " + kube.Plain(c.With)
 	}
 	if !c.Since.IsZero() {
 		s += " since " + c.Since.UTC().Format("2006-01-02 15:04 UTC")
 	}
 	if c.Reason != "" {
-		s += fmt.Sprintf(" (%s)", plain(c.Reason))
+		s += fmt.Sprintf(" (%s)", kube.Plain(c.Reason))
 	}
 	return s
 }

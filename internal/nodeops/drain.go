@@ -97,7 +97,7 @@ func (d *drainage) locked(err error) (fleet.ItemResult, error) {
 	if !errors.Is(err, fleet.ErrConflict) {
 		return failure(&d.w, err, false)
 	}
-	res := d.result(fleet.ItemFailed, fleet.CodeLocked, plain(err.Error()))
+	res := d.result(fleet.ItemFailed, fleet.CodeLocked, kube.Plain(err.Error()))
 	return res, fmt.Errorf("draining %s: %w", d.w.item.Ref, err)
 }
 
@@ -226,7 +226,7 @@ func (d *drainage) stays(res fleet.ItemResult, err error) (fleet.ItemResult, err
 		return fleet.ItemResult{}, err
 	}
 	res.State, res.Code = fleet.ItemFailed, fleet.CodeFailed
-	res.Message = join(res.Message, "it was drained and stays cordoned: "+plain(kube.Reason(err)))
+	res.Message = join(res.Message, "it was drained and stays cordoned: "+kube.Plain(kube.Reason(err)))
 	return res, fmt.Errorf("uncordoning %s after its drain: %w", d.w.item.Ref, err)
 }
 

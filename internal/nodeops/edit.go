@@ -96,7 +96,7 @@ func conflicts(edits []fleet.Edit) string {
 	var says []string
 	for _, e := range edits {
 		if e.Outcome == fleet.EditConflict || e.Outcome == fleet.EditKept {
-			says = append(says, fmt.Sprintf("%s is %q, not %q", marks.Name(e), plain(value(e.Before)), value(e.After)))
+			says = append(says, fmt.Sprintf("%s is %q, not %q", marks.Name(e), kube.Plain(value(e.Before)), value(e.After)))
 		}
 	}
 	return sentence(says)

@@ -108,7 +108,7 @@ func (l *nodeLease) take(ctx context.Context, observe time.Duration) error {
 
 // held says who has it.
 func (l *nodeLease) held(have *coordinationv1.Lease) error {
-	return fmt.Errorf("%s is held by %s until %s: %w", l.node, plain(holderOf(have)), expiry(have).UTC().Format(time.RFC3339), fleet.ErrConflict)
+	return fmt.Errorf("%s is held by %s until %s: %w", l.node, kube.Plain(holderOf(have)), expiry(have).UTC().Format(time.RFC3339), fleet.ErrConflict)
 }
 
 // keep renews the Lease until free. While it may have run out the brake is on, and when somebody else has it lost is

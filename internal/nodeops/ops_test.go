@@ -773,14 +773,3 @@ func FuzzReason(f *testing.F) {
 		}
 	})
 }
-
-func FuzzPlain(f *testing.F) {
-	f.Add("no\x1b[31m")
-	f.Add(strings.Repeat("ä", 400))
-	f.Fuzz(func(t *testing.T, s string) {
-		got := plain(s)
-		if strings.ContainsAny(got, "\n\r\x00\x1b\u2028") || len([]rune(got)) > maxPlain+1 {
-			t.Errorf("plain(%q) = %q", s, got)
-		}
-	})
-}

@@ -112,9 +112,8 @@ func (o *Ops) look(ctx context.Context, by fleet.Caller, op fleet.Operation, clu
 		res, _ := noClient(w, err) // the sentence is what is needed of it
 		l.plan.Error = res.Message
 	case op.Action == fleet.ActionDrain:
-		if l.plan, err = o.planDrain(ctx, by, op, cluster, items); err == nil {
-			l.control, err = drainsControlPlane(ctx, client, l.plan.Nodes)
-		}
+		l.plan, err = o.planDrain(ctx, by, op, cluster, items)
+		l.control = drainsControlPlane(l.plan.Nodes)
 	default:
 		l, err = o.planEdits(ctx, by, op, cluster, items, client)
 	}
@@ -284,24 +283,12 @@ func page(ctx context.Context, c rest.Interface, resource string, opts metav1.Li
 		VersionedParams(&opts, scheme.ParameterCodec).Do(ctx).Into(into))
 }
 
-// drainsControlPlane tells whether one of the nodes belongs to the control plane.
-func drainsControlPlane(ctx context.Context, client kubernetes.Interface, nodes []fleet.NodePlan) (bool, error) {
-	drained := make(map[string]bool, len(nodes))
-	for i := range nodes {
-		drained[nodes[i].Name] = nodes[i].Verdict == fleet.NodeChange || nodes[i].Verdict == fleet.NodeBlocked
-	}
-	found := false
-	for _, role := range []string{"node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"} {
-		err := pages(ctx, client.CoreV1().RESTClient(), "nodes", metav1.ListOptions{LabelSelector: role},
-			func() *corev1.NodeList { return &corev1.NodeList{} },
-			func(l *corev1.NodeList) {
-				found = found || slices.ContainsFunc(l.Items, func(n corev1.Node) bool { return drained[n.Name] })
-			})
-		if err != nil {
-			return false, fmt.Errorf("listing the nodes of the control plane: %w", err)
-		}
-	}
-	return found, nil
+// drainsControlPlane tells whether a node that would be drained belongs to the control plane.
+func drainsControlPlane(nodes []fleet.NodePlan) bool {
+	return slices.ContainsFunc(nodes, func(n fleet.NodePlan) bool {
+		return (n.Verdict == fleet.NodeChange || n.Verdict == fleet.NodeBlocked) &&
+			(slices.Contains(n.Roles, "control-plane") || slices.Contains(n.Roles, "master"))
+	})
 }
 
 // nodeCounts sums up the verdicts.

@@ -236,3 +236,21 @@ func TestPlan_AsItWouldBeDone(t *testing.T) {
 		}
 	})
 }
+
+// Only what would really be drained counts, and nodes of the control plane are known by their role.
+func TestDrainsControlPlane(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		node fleet.NodePlan
+		want bool
+	}{
+		{fleet.NodePlan{Verdict: fleet.NodeChange, Roles: []string{"control-plane"}}, true},
+		{fleet.NodePlan{Verdict: fleet.NodeBlocked, Roles: []string{"etcd", "master"}}, true},
+		{fleet.NodePlan{Verdict: fleet.NodeUnchanged, Roles: []string{"control-plane"}}, false},
+		{fleet.NodePlan{Verdict: fleet.NodeChange, Roles: []string{"worker"}}, false},
+	} {
+		if got := drainsControlPlane([]fleet.NodePlan{{Verdict: fleet.NodeChange}, tt.node}); got != tt.want {
+			t.Errorf("%+v: %t", tt.node, got)
+		}
+	}
+}

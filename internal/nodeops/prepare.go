@@ -314,7 +314,7 @@ func drainOptions(chosen *fleet.DrainOptions) (*fleet.DrainOptions, error) {
 		}
 	}
 	if _, err := apilabels.Parse(d.PodSelector); err != nil {
-		return nil, fleet.Invalid("pod_selector", "%s", plain(err.Error()))
+		return nil, fleet.Invalid("pod_selector", "%s", kube.Plain(err.Error()))
 	}
 	if d.TimeoutSeconds == 0 {
 		d.TimeoutSeconds = drainTimeout

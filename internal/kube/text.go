@@ -1,4 +1,4 @@
-package drain
+package kube
 
 import (
 	"strings"
@@ -8,8 +8,8 @@ import (
 // maxPlain is in characters.
 const maxPlain = 300
 
-// plain makes a text from a cluster one line of bounded length: anybody with access to the cluster may have written it.
-func plain(s string) string {
+// Plain makes a text from a cluster one line of bounded length: anybody with access to the cluster may have written it.
+func Plain(s string) string {
 	var b strings.Builder
 	n := 0
 	for _, r := range s {
