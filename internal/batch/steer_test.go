@@ -148,9 +148,6 @@ func TestCase50_KilledInTheMiddleOfDrains(t *testing.T) {
 // Case 50, large: 200 nodes, and a death at each kind of step in the middle of the batch.
 func TestCase50_KilledInALargeBatch(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("takes long")
-	}
 	const nodes, pods = 200, 2
 	// Before and after each step is what the small batch has.
 	for kind, late := range map[string]bool{
