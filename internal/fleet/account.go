@@ -14,6 +14,8 @@ type Account struct {
 // person's sessions; disabling and a new password end the API tokens too.
 type UserChange struct {
 	Role      *Role
+	Grants    *[]Grant
+	Groups    *[]string // that a provider vouches for now; a change of these alone ends nothing
 	Disabled  *bool
 	Password  *string // argon2id hash in PHC form
 	Revoke    bool    // end sessions and tokens, change nothing
@@ -26,6 +28,8 @@ type UserChange struct {
 type Credential struct {
 	Hash      string // of the secret
 	User      User
+	Role      Role   // that a token may do at most; "" for no limit
+	Scope     Scope  // where; "" for no limit
 	Data      string // what the session manager keeps; "" for a token
 	SeenAt    time.Time
 	IdleAt    time.Time // when it ends without activity; zero for a token

@@ -3,20 +3,21 @@ package fleet
 // Role is what a person may do, from least to most.
 type Role string
 
-// The roles.
+// The roles. RoleNone is of people who may do something in some clusters only.
 const (
+	RoleNone     Role = "none"
 	RoleViewer   Role = "viewer"
 	RoleOperator Role = "operator"
 	RoleAdmin    Role = "admin"
 )
 
-// ParseRole accepts exactly the three names.
+// ParseRole accepts exactly the four names.
 func ParseRole(s string) (Role, error) {
 	switch r := Role(s); r {
-	case RoleViewer, RoleOperator, RoleAdmin:
+	case RoleNone, RoleViewer, RoleOperator, RoleAdmin:
 		return r, nil
 	}
-	return "", Invalid("role", "%q is not one of viewer, operator, admin", s)
+	return "", Invalid("role", "%q is not one of none, viewer, operator, admin", s)
 }
 
 // Permission names one thing that a route or an operation asks for. Every route declares one.
@@ -45,6 +46,7 @@ const (
 
 // grants is the one table that says which role holds which permission.
 var grants = map[Role]map[Permission]bool{
+	RoleNone:   {PermSelf: true},
 	RoleViewer: {PermSelf: true, PermNodesView: true, PermBatchView: true},
 	RoleOperator: {
 		PermSelf: true, PermNodesView: true, PermBatchView: true, PermNodeCordon: true, PermClusterRetry: true,
@@ -59,13 +61,42 @@ var grants = map[Role]map[Permission]bool{
 
 // Caller is the person behind a request or a batch. Its zero value may do nothing.
 type Caller struct {
-	UserID  string // stable id, never reused
-	Name    string // normalised sign-in name
-	Role    Role
-	Session string // hash of the session token or of the bearer token; "" for the command line
-	Via     string // session, token, cli
-	Addr    string // address of the client
+	UserID  string   // stable id, never reused
+	Name    string   // normalised sign-in name; never reused either
+	Groups  []string // that a provider vouched for at the last sign-in
+	Role    Role     // everywhere
+	Access  *Access  // beside Role; nil for nothing more
+	Limit   *Limit   // of the token that was used; nil for none
+	Session string   // hash of the session token or of the bearer token; "" for the command line
+	Via     string   // session, token, cli
+	Addr    string   // address of the client
 }
 
-// May tells whether the caller holds p. The cluster is part of the question from the start; roles are global so far.
-func (c Caller) May(p Permission, _ string) bool { return p == PermPublic || grants[c.Role][p] }
+// May tells whether the caller holds p in a cluster, or everywhere for an empty name.
+func (c Caller) May(p Permission, cluster string) bool {
+	return p == PermPublic || c.Limit.allows(p, cluster) && (grants[c.Role][p] || c.Access.may(p, cluster))
+}
+
+// MaySomewhere tells whether there could be a cluster in which the caller holds p. Whoever lets a caller pass by it has
+// to ask May for each cluster that is touched or shown.
+func (c Caller) MaySomewhere(p Permission) bool {
+	return c.May(p, "") || inCluster(p) && (c.Limit == nil || grants[c.Limit.Role][p]) && (grants[c.Role][p] || c.Access.somewhere(p))
+}
+
+// Sees tells whether a cluster exists for the caller. What they do not see is answered as what there is not.
+func (c Caller) Sees(cluster string) bool { return c.May(PermNodesView, cluster) }
+
+// Sight is which clusters the caller sees.
+func (c Caller) Sight() Sight {
+	if c.May(PermNodesView, "") {
+		return SeesAll()
+	}
+	key := "some\x00" + string(c.Role)
+	if c.Access != nil {
+		key += "\x00" + c.Access.key
+	}
+	if c.Limit != nil {
+		key += "\x00" + string(c.Limit.Role) + "\x00" + string(c.Limit.Scope)
+	}
+	return Sight{key: key, sees: func(cluster string) bool { return cluster != "" && c.Sees(cluster) }}
+}

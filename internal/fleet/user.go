@@ -5,8 +5,10 @@ import "time"
 // User is a person who can sign in. The password's hash never leaves the store and auth.
 type User struct {
 	ID         string
-	Name       string // normalised: lower case, NFKC
-	Role       Role
+	Name       string   // normalised: lower case, NFKC
+	Role       Role     // everywhere
+	Grants     []Grant  // in some clusters, beside it
+	Groups     []string // that a provider vouched for at the last sign-in
 	Disabled   bool
 	Epoch      int64 // moves with every change that must end sessions
 	CreatedAt  time.Time
@@ -33,6 +35,8 @@ type Session struct {
 type Token struct {
 	ID        string
 	Name      string
+	Role      Role  // that it may do at most; "" for as much as the person
+	Scope     Scope // where; "" for wherever the person may
 	CreatedAt time.Time
 	ExpiresAt time.Time
 	UsedAt    time.Time

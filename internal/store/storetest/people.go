@@ -172,7 +172,7 @@ func changeUser(t *testing.T, one, two *store.Store) {
 		wantHead, wantEpoch := head, int64(1)
 		if tt.changed {
 			wantHead, wantEpoch = head+1, 2
-			if seen[0].Epoch != 1 || seen[1] != after {
+			if seen[0].Epoch != 1 || !cmp.Equal(seen[1], after) {
 				t.Errorf("%s: the record saw %+v", tt.name, seen)
 			}
 		}
