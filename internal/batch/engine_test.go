@@ -396,6 +396,39 @@ func TestEngine_SubmitTwiceIsOneBatch(t *testing.T) {
 	}
 }
 
+// meanwhile has something happen while a request is being looked at, once.
+type meanwhile struct {
+	permit
+	once sync.Once
+	do   func()
+}
+
+func (m *meanwhile) Prepare(ctx context.Context, by fleet.Caller, op fleet.Operation, refs []fleet.NodeRef) (fleet.Operation, error) {
+	m.once.Do(m.do)
+	return m.permit.Prepare(ctx, by, op, refs)
+}
+
+// The same request overtakes itself: the one that is late finds the nodes busy with what it asked for itself.
+func TestEngine_SubmitTwiceIsOneBatch_Overtaken(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	s := spec("n0", "n1")
+	s.IdempotencyKey = "form-1"
+	var first fleet.Batch
+	e := f.engine(func(cfg *batch.Config) {
+		cfg.Authorizer = &meanwhile{do: func() {
+			var err error
+			if first, err = f.engine().Submit(t.Context(), ada, s); err != nil {
+				t.Errorf("Submit: %v", err)
+			}
+		}}
+	})
+	b, err := e.Submit(t.Context(), ada, s)
+	if err != nil || b.ID != first.ID || b.ID == "" {
+		t.Errorf("%q, %v; want %q, the batch that the same request made meanwhile", b.ID, err, first.ID)
+	}
+}
+
 func TestEngine_ParallelismIsBounded(t *testing.T) {
 	t.Parallel()
 	const nodes = 50

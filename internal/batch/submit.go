@@ -277,16 +277,33 @@ func disruptive(op fleet.Operation, items []fleet.Item) bool {
 
 // make makes the batch that was asked for, or answers with the one that the same request has made before.
 func (e *Engine) make(ctx context.Context, by fleet.Caller, r *request) (fleet.Batch, error) {
-	if r.spec.IdempotencyKey != "" {
-		// Before anything is looked at: what the first request has changed must not be held against the second.
-		b, err := e.cfg.Store.MadeBatch(ctx, by.UserID, r.spec.IdempotencyKey, r.digest)
-		switch {
-		case err == nil:
-			return b, nil
-		case !errors.Is(err, fleet.ErrNotFound):
-			return fleet.Batch{}, fmt.Errorf("looking for an earlier batch: %w", err)
-		}
+	if r.spec.IdempotencyKey == "" {
+		return e.create(ctx, by, r)
 	}
+	// Before anything is looked at: what the first request has changed must not be held against the second.
+	b, err := e.cfg.Store.MadeBatch(ctx, by.UserID, r.spec.IdempotencyKey, r.digest)
+	switch {
+	case err == nil:
+		return b, nil
+	case !errors.Is(err, fleet.ErrNotFound):
+		return fleet.Batch{}, fmt.Errorf("looking for an earlier batch: %w", err)
+	}
+	if b, err = e.create(ctx, by, r); err == nil {
+		return b, nil
+	}
+	// And again after: of two at once, the second meets the nodes as the first has them.
+	made, again := e.cfg.Store.MadeBatch(ctx, by.UserID, r.spec.IdempotencyKey, r.digest)
+	switch {
+	case again == nil:
+		return made, nil
+	case !errors.Is(again, fleet.ErrNotFound):
+		return fleet.Batch{}, errors.Join(err, fmt.Errorf("looking for an earlier batch: %w", again))
+	}
+	return fleet.Batch{}, err
+}
+
+// create makes the batch that was asked for.
+func (e *Engine) create(ctx context.Context, by fleet.Caller, r *request) (fleet.Batch, error) {
 	items, err := e.prepare(ctx, by, r)
 	if err != nil {
 		return fleet.Batch{}, err
