@@ -36,6 +36,8 @@ type Config struct {
 	Secure    bool           // TLS here or at the external URL: Secure cookies, HSTS
 	Version   string
 	Manifest  string // of the service account that a cluster is given for us, YAML
+	// Header may be nil: then no header says who somebody is, and such headers mean nothing.
+	Header *TrustedHeader
 }
 
 // Nodes answers from the cache. Nothing here but Pods touches an API server. *realtime.Manager implements it.
@@ -139,6 +141,8 @@ type Auth interface {
 	OIDC() bool
 	BeginOIDC(ctx context.Context, redirect string) (target, kept string, until time.Time, err error)
 	FinishOIDC(ctx context.Context, redirect, kept string, answer url.Values, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
+	// SignInByHeader signs in whom a trusted proxy names. ErrForbidden for who may not use this.
+	SignInByHeader(ctx context.Context, name string, groups []string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
 	SignOut(ctx context.Context, token string) error
 	// BySession and ByToken return ErrUnauthenticated for what is unknown, expired, revoked or of a disabled person.
 	BySession(ctx context.Context, token string) (fleet.Caller, error)
@@ -163,12 +167,20 @@ type People interface {
 	Reinvite(ctx context.Context, by fleet.Caller, name string) (fleet.Invitation, error)
 	SetDisabled(ctx context.Context, by fleet.Caller, name string, disabled bool) error
 	SetRole(ctx context.Context, by fleet.Caller, name string, role fleet.Role) error
+	// SetGrants makes a list all that a person may do in some clusters beside their role; AddGrant adds one, in place of one
+	// of the same scope, and DropGrant takes one away. What follows from groups stays. FieldErrors.
+	SetGrants(ctx context.Context, by fleet.Caller, name string, list []fleet.Grant) error
+	AddGrant(ctx context.Context, by fleet.Caller, name string, g fleet.Grant) error
+	DropGrant(ctx context.Context, by fleet.Caller, name string, scope fleet.Scope) error
 	SetPassword(ctx context.Context, by fleet.Caller, name, password string) error
+	// Me is the caller with what they may do where.
+	Me(ctx context.Context, by fleet.Caller) (fleet.User, error)
 	Sessions(ctx context.Context, by fleet.Caller) ([]fleet.Session, error)
 	EndSession(ctx context.Context, by fleet.Caller, hash string) error
 	Tokens(ctx context.Context, by fleet.Caller) ([]fleet.Token, error)
-	// AddToken returns the secret, which is kept nowhere.
-	AddToken(ctx context.Context, by fleet.Caller, name string, expires time.Time) (secret string, t fleet.Token, err error)
+	// AddToken makes a token of a name and an end, and with a role and a scope that are the most it may do. It returns the
+	// secret, which is kept nowhere.
+	AddToken(ctx context.Context, by fleet.Caller, want fleet.Token) (secret string, t fleet.Token, err error)
 	EndToken(ctx context.Context, by fleet.Caller, id string) error
 	SecondFactor(ctx context.Context, by fleet.Caller) (fleet.FactorState, error)
 	// BeginFactor, ConfirmFactor and DropFactor are about the caller's own second factor; ResetFactor is for admins.

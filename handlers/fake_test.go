@@ -60,6 +60,7 @@ type world struct {
 	entries []fleet.Entry
 	ready   error
 	off     bool // no key to seal credentials with
+	grants  []fleet.Grant
 }
 
 func newWorld() *world {
@@ -380,6 +381,11 @@ func (f authority) FinishOIDC(_ context.Context, redirect, kept string, answer u
 	return "admin", time.Now().Add(time.Hour), f.wd.signIn
 }
 
+func (f authority) SignInByHeader(_ context.Context, name string, groups []string, from fleet.Caller, _ string) (string, time.Time, error) {
+	f.wd.note("SignInByHeader %s %q %s %s", name, groups, from.Addr, from.Session)
+	return "operator", time.Now().Add(time.Hour), f.wd.signIn
+}
+
 func (f authority) SignOut(_ context.Context, token string) error {
 	f.wd.note("SignOut %s", token)
 	return nil
@@ -488,7 +494,7 @@ func (wd *world) note(format string, args ...any) {
 }
 
 func (f people) Users(context.Context) ([]fleet.User, error) {
-	return []fleet.User{{ID: "u1", Name: "ada", Role: fleet.RoleAdmin}}, nil
+	return []fleet.User{{ID: "u1", Name: "ada", Role: fleet.RoleAdmin, Grants: f.wd.grants}}, nil
 }
 
 func (f people) AddUser(_ context.Context, _ fleet.Caller, name string, role fleet.Role, _ string) error {
@@ -540,6 +546,25 @@ func (f people) SetRole(_ context.Context, _ fleet.Caller, name string, role fle
 	return f.wd.people
 }
 
+func (f people) SetGrants(_ context.Context, _ fleet.Caller, name string, list []fleet.Grant) error {
+	f.wd.note("SetGrants %s %v", name, list)
+	return f.wd.people
+}
+
+func (f people) AddGrant(_ context.Context, _ fleet.Caller, name string, g fleet.Grant) error {
+	f.wd.note("AddGrant %s %s", name, g)
+	return f.wd.people
+}
+
+func (f people) DropGrant(_ context.Context, _ fleet.Caller, name string, scope fleet.Scope) error {
+	f.wd.note("DropGrant %s %s", name, scope)
+	return f.wd.people
+}
+
+func (f people) Me(_ context.Context, by fleet.Caller) (fleet.User, error) {
+	return fleet.User{ID: by.UserID, Name: by.Name, Role: by.Role, Grants: f.wd.grants}, nil
+}
+
 func (f people) SetPassword(_ context.Context, _ fleet.Caller, name, _ string) error {
 	f.wd.note("SetPassword %s", name)
 	return f.wd.people
@@ -558,9 +583,10 @@ func (f people) Tokens(context.Context, fleet.Caller) ([]fleet.Token, error) {
 	return []fleet.Token{{ID: "t1", Name: "ci"}}, nil
 }
 
-func (f people) AddToken(_ context.Context, _ fleet.Caller, name string, expires time.Time) (string, fleet.Token, error) {
-	f.wd.note("AddToken %s %s", name, expires.UTC().Format(time.DateOnly))
-	return "knm_fresh_secret", fleet.Token{ID: "t2", Name: name, ExpiresAt: expires}, f.wd.people
+func (f people) AddToken(_ context.Context, _ fleet.Caller, want fleet.Token) (string, fleet.Token, error) {
+	f.wd.note("%s", strings.TrimRight(fmt.Sprintf("AddToken %s %s %s %s", want.Name, want.ExpiresAt.UTC().Format(time.DateOnly), want.Role, want.Scope), " "))
+	want.ID = "t2"
+	return "knm_fresh_secret", want, f.wd.people
 }
 
 func (f people) EndToken(_ context.Context, _ fleet.Caller, id string) error {

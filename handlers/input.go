@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"mime"
@@ -21,6 +22,7 @@ import (
 // is left over at the end is an error, so that a misspelt field is never silently the default. The first problem is kept.
 type input struct {
 	values map[string][]string
+	grants json.RawMessage // the one list of objects there is; nil if it is absent
 	taken  map[string]bool
 	err    error
 }
@@ -73,6 +75,14 @@ func (in *input) json(body []byte) error {
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return say(fleet.ErrInvalid, "error.json", "the body is not a JSON object")
+	}
+	if list, ok := fields["grants"].([]any); ok {
+		delete(fields, "grants")
+		text, err := json.Marshal(list)
+		if err != nil {
+			return fmt.Errorf("reading a list again: %w", err)
+		}
+		in.grants = text
 	}
 	for _, name := range []string{"value", "values"} {
 		if nested, ok := fields[name].(map[string]any); ok {
@@ -199,6 +209,9 @@ func (in *input) done() error {
 		return in.err
 	}
 	var unknown []string
+	if in.grants != nil && !in.taken["grants"] {
+		unknown = append(unknown, "grants")
+	}
 	for name := range in.values {
 		if !in.taken[name] {
 			unknown = append(unknown, name)

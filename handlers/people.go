@@ -1,6 +1,8 @@
 package handlers
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
@@ -24,10 +26,18 @@ type userJSON struct {
 	Kind         fleet.PersonKind `json:"kind"`
 	SecondFactor bool             `json:"second_factor"`
 	InvitedUntil time.Time        `json:"invited_until,omitzero"`
+
+	Grants []fleet.Grant `json:"grants"`
+	Groups []string      `json:"groups,omitempty"`
 }
 
 func userOf(u fleet.User) userJSON {
-	return userJSON{u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn, u.Kind, !u.SecondFactor.IsZero(), u.InvitedUntil}
+	if u.Grants == nil {
+		u.Grants = []fleet.Grant{}
+	}
+	return userJSON{
+		u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn, u.Kind, !u.SecondFactor.IsZero(), u.InvitedUntil, u.Grants, u.Groups,
+	}
 }
 
 // invitationJSON is an invitation, in the one answer that has its link.
@@ -186,20 +196,32 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 		return nil, err
 	}
 	caller, given := callerOf(r), 0
-	for _, f := range []string{"role", "disabled", "password", "invite", "second_factor"} {
+	for _, f := range []string{"role", "disabled", "password", "invite", "second_factor", "grant", "revoke"} {
 		if in.has(f) {
 			given++
 		}
 	}
+	grants, listed := in.grantList("grants")
+	if listed {
+		given++
+	}
+	grant := in.grant()
+	revoke := fleet.Scope(in.text("revoke"))
 	roleName, disabled, password := in.text("role"), in.flag("disabled"), in.text("password")
 	invite, factor := in.flag("invite"), in.text("second_factor")
 	if err := in.done(); err != nil {
 		return nil, err
 	}
 	if given != 1 {
-		return nil, fleet.Invalid("role", "give exactly one of role, disabled, password, invite, second_factor")
+		return nil, fleet.Invalid("role", "give exactly one of role, disabled, password, invite, second_factor, grants, grant, revoke")
 	}
 	switch {
+	case listed:
+		err = s.cfg.People.SetGrants(r.Context(), caller, name, grants)
+	case in.has("grant"):
+		err = s.cfg.People.AddGrant(r.Context(), caller, name, grant)
+	case in.has("revoke"):
+		err = s.cfg.People.DropGrant(r.Context(), caller, name, revoke)
 	case in.has("invite"):
 		if !invite {
 			return nil, fleet.Invalid("invite", "can only be true")
@@ -225,6 +247,43 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 		err = s.cfg.People.SetPassword(r.Context(), caller, name, password)
 	}
 	return nil, notFound(err, say(fleet.ErrNotFound, "error.user_unknown", "there is no user named {{.Part}}", "Part", name))
+}
+
+// grant is the one that a form gives: the scope, and with it a role and boxes for what is permitted beside it.
+func (in *input) grant() fleet.Grant {
+	g := fleet.Grant{Scope: fleet.Scope(in.text("grant")), Role: fleet.Role(in.text("grant_role"))}
+	for _, p := range in.lines("also") {
+		g.Also = append(g.Also, fleet.Permission(p))
+	}
+	if !in.has("grant") && (g.Role != "" || g.Also != nil) {
+		in.fail(fleet.Invalid("grant", "is missing: which clusters?"))
+	}
+	return g
+}
+
+// grantList is a list of grants, and whether there is one: an empty one is one.
+func (in *input) grantList(name string) (list []fleet.Grant, ok bool) {
+	in.taken[name] = true
+	if in.grants == nil {
+		if in.has(name) {
+			in.fail(fleet.Invalid(name, "must be a list of objects with scope, role and also"))
+		}
+		return nil, false
+	}
+	var given []struct {
+		Scope fleet.Scope        `json:"scope"`
+		Role  fleet.Role         `json:"role"`
+		Also  []fleet.Permission `json:"also"`
+	}
+	dec := json.NewDecoder(bytes.NewReader(in.grants))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&given); err != nil {
+		in.fail(fleet.Invalid(name, "must be a list of objects with scope, role and also"))
+	}
+	for _, g := range given {
+		list = append(list, fleet.Grant{Scope: g.Scope, Role: g.Role, Also: g.Also})
+	}
+	return list, true
 }
 
 func (s *server) accountPage(w http.ResponseWriter, r *http.Request) error {
@@ -255,9 +314,14 @@ func (s *server) showAccount(w http.ResponseWriter, r *http.Request, status int,
 	if err != nil {
 		return err
 	}
+	me, err := s.cfg.People.Me(r.Context(), caller)
+	if err != nil {
+		return err
+	}
 	p := views.AccountPage{
 		Layout: s.layout(r, "account.title", "account"), Sessions: sessions, Tokens: tokens, NewToken: shown.token, Errors: shown.problems,
 		Factor: factor, Enrolment: shown.factor.enrolment, Recovery: shown.factor.recovery,
+		Grants: me.Grants, Groups: me.Groups,
 	}
 	p.Static = true
 	p.Path = "/account" // also when it answers a form
@@ -272,10 +336,13 @@ type tokenJSON struct {
 	ExpiresAt time.Time `json:"expires_at"`
 	UsedAt    time.Time `json:"used_at,omitzero"`
 	Secret    string    `json:"token,omitempty"`
+
+	Role  fleet.Role  `json:"role,omitempty"`
+	Scope fleet.Scope `json:"scope,omitempty"`
 }
 
 func tokenOf(t fleet.Token, secret string) tokenJSON {
-	return tokenJSON{t.ID, t.Name, t.CreatedAt, t.ExpiresAt, t.UsedAt, secret}
+	return tokenJSON{t.ID, t.Name, t.CreatedAt, t.ExpiresAt, t.UsedAt, secret, t.Role, t.Scope}
 }
 
 func (s *server) listTokens(w http.ResponseWriter, r *http.Request) error {
@@ -311,6 +378,7 @@ func (s *server) tryAddToken(r *http.Request) (string, fleet.Token, error) {
 		return "", fleet.Token{}, err
 	}
 	name, until := in.text("name"), in.text("expires")
+	role, scope := fleet.Role(in.text("role")), fleet.Scope(in.text("scope"))
 	if err := in.done(); err != nil {
 		return "", fleet.Token{}, err
 	}
@@ -324,7 +392,7 @@ func (s *server) tryAddToken(r *http.Request) (string, fleet.Token, error) {
 	case len(until) == len(time.DateOnly):
 		expires = expires.AddDate(0, 0, 1) // good through the day that was named
 	}
-	return s.cfg.People.AddToken(r.Context(), callerOf(r), name, expires)
+	return s.cfg.People.AddToken(r.Context(), callerOf(r), fleet.Token{Name: name, ExpiresAt: expires, Role: role, Scope: scope})
 }
 
 // ended answers what ends a session or token: a browser goes back to the account, a program gets nothing.

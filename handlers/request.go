@@ -42,12 +42,13 @@ func errAttr(err error) slog.Attr { return slog.Any(keyErr, err) }
 // state is what is known of one request. It is made at the beginning, filled on the way and logged at the end; only the
 // goroutine of the request touches it.
 type state struct {
-	id     string
-	nonce  string
-	addr   string
-	caller fleet.Caller // zero until somebody is signed in
-	route  route
-	err    error // what the answer came from, for the log
+	id      string
+	nonce   string
+	addr    string
+	caller  fleet.Caller // zero until somebody is signed in
+	vouched vouchedFor   // whom a trusted proxy names
+	route   route
+	err     error // what the answer came from, for the log
 }
 
 type stateKey struct{}

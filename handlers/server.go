@@ -59,6 +59,7 @@ type server struct {
 	origin   string          // of the external URL; "" to take it from the request
 	compress func(http.Handler) http.HandlerFunc
 	cross    *http.CrossOriginProtection
+	proxy    *proxyHeaders // that say who somebody is; nil for none
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 }
@@ -90,6 +91,11 @@ func newServer(cfg Config) (*server, error) {
 		}
 	}
 	var err error
+	if cfg.Header != nil {
+		if s.proxy, err = newProxyHeaders(*cfg.Header); err != nil {
+			return nil, err
+		}
+	}
 	s.compress, err = gzhttp.NewWrapper(gzhttp.ContentTypes([]string{
 		"text/html", "text/css", "text/javascript", "image/svg+xml", "application/json", "application/problem+json",
 		"application/x-ndjson",
@@ -253,6 +259,10 @@ func (s *server) register(routes []route) error {
 func (s *server) static(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		setDeadlines(w, readTimeout, writeTimeout)
+		if err := s.vouch(r); err != nil {
+			s.fail(w, r, err)
+			return
+		}
 		next.ServeHTTP(w, r)
 	})
 }
@@ -280,6 +290,9 @@ func (s *server) handle(rt route, h handler) http.HandlerFunc {
 }
 
 func (s *server) guard(w http.ResponseWriter, r *http.Request, rt route, h handler) error {
+	if err := s.vouch(r); err != nil {
+		return err
+	}
 	if err := limitBody(w, r, rt.body); err != nil {
 		return err
 	}

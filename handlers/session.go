@@ -133,6 +133,9 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	next := s.next(r.URL.Query().Get("next"))
+	if done, err := s.byHeader(w, r, next); done || err != nil {
+		return err
+	}
 	if s.session(r) != "" {
 		if _, err := s.authenticate(r); err == nil {
 			http.Redirect(w, r, next, http.StatusSeeOther) //nolint:gosec // G710: s.next lets only our own pages through

@@ -221,6 +221,9 @@ type AccountPage struct {
 	Factor    fleet.FactorState
 	Enrolment *fleet.Enrolment // shown once, to be confirmed
 	Recovery  []string         // shown once
+
+	Grants []fleet.Grant
+	Groups []string // that a provider vouched for
 }
 
 // UsersPage lists people, for admins.

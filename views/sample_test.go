@@ -188,11 +188,12 @@ func samples(say say, lang string) map[string]templ.Component {
 			Factor: fleet.FactorState{Local: true, Available: true}, Recovery: []string{say("AAAA-BBBB")},
 			Enrolment: &fleet.Enrolment{Secret: say("SECRET"), URI: say("otpauth://x"), Picture: say("M4 4h1v1h-1z"), Size: 45},
 			Sessions:  []fleet.Session{{Hash: say("h"), Addr: say("10.0.0.1"), UserAgent: say("curl"), CreatedAt: noon, SeenAt: noon, ExpiresAt: noon, Current: true}},
-			Tokens:    []fleet.Token{{ID: say("t"), Name: say("ci"), CreatedAt: noon, ExpiresAt: noon}},
+			Tokens:    []fleet.Token{{ID: say("t"), Name: say("ci"), CreatedAt: noon, ExpiresAt: noon}, {ID: say("u"), Name: say("cd"), Role: fleet.RoleViewer, Scope: fleet.Scope(say("prod-*"))}},
+			Grants:    []fleet.Grant{{Scope: fleet.Scope(say("prod-*")), Role: fleet.RoleOperator, Also: fleet.Grantable(), From: fleet.PersonOIDC}}, Groups: []string{say("sre")},
 		}),
 		"page-nofactor": Account(AccountPage{Layout: l, Factor: fleet.FactorState{Local: true, Available: true}}),
 		"page-factor":   Account(AccountPage{Layout: l, Factor: fleet.FactorState{Local: true, Available: true, Since: noon, Recovery: 9}}),
-		"page-users":    Users(UsersPage{Layout: l, Errors: errs, Invitation: &Invitation{Name: say("eve"), Link: say("https://x/invite#y"), ExpiresAt: noon}, Users: []fleet.User{{Name: say("ada"), Role: fleet.RoleAdmin, CreatedAt: noon, SecondFactor: noon}, {Name: say("eve"), Kind: fleet.PersonOIDC, Role: fleet.RoleViewer}, {Name: say("ivo"), Role: fleet.RoleViewer, InvitedUntil: noon}, {Name: say("bob"), Role: fleet.RoleViewer, Disabled: true}}}),
+		"page-users":    Users(UsersPage{Layout: l, Errors: errs, Invitation: &Invitation{Name: say("eve"), Link: say("https://x/invite#y"), ExpiresAt: noon}, Users: []fleet.User{{Name: say("ada"), Role: fleet.RoleAdmin, CreatedAt: noon, SecondFactor: noon}, {Name: say("eve"), Kind: fleet.PersonOIDC, Role: fleet.RoleViewer, Grants: []fleet.Grant{{Scope: fleet.Scope(say("edge")), Role: fleet.RoleViewer, From: fleet.PersonOIDC}}}, {Name: say("kim"), Kind: fleet.PersonOIDC, Issuer: fleet.HeaderIssuer, Role: fleet.RoleNone, Grants: []fleet.Grant{{Scope: fleet.Scope(say("prod-*")), Role: fleet.RoleOperator, Also: fleet.Grantable()}}}, {Name: say("ivo"), Role: fleet.RoleViewer, InvitedUntil: noon}, {Name: say("bob"), Role: fleet.RoleViewer, Disabled: true}}}),
 		"page-audit": Audit(AuditPage{
 			Layout: l, Older: 3, Filter: fleet.AuditFilter{User: say("ada"), Action: say("cordon"), Cluster: say("c"), Node: say("n"), Since: noon},
 			Entries: []fleet.Entry{{

@@ -138,7 +138,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	shelf := templates.New(templates.Config{Store: a.store, Audit: record, Check: checkMarks})
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
-		Record:  record, Authority: authority{a.store}, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Remembered: a.manager.Object,
+		Record:  record, Authority: a.auth, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Remembered: a.manager.Object,
 		Logger:       a.component("nodeops"),
 		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
 		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
@@ -162,10 +162,14 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		}, e.Reason)
 	})
 
+	header, err := a.trustedHeader()
+	if err != nil {
+		return nil, err
+	}
 	site, err := handlers.New(handlers.Config{
 		Nodes: a.manager, Clusters: steering{a.manager, record}, Managed: a.web, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
-		Version: opts.Version, Manifest: manifests.ServiceAccount,
+		Version: opts.Version, Manifest: manifests.ServiceAccount, Header: header,
 	})
 	if err != nil {
 		return nil, err
@@ -403,25 +407,6 @@ func (a *App) welcome(ctx context.Context) error {
 	return nil
 }
 
-// authority answers what a person may do now, for each node of a batch anew.
-type authority struct {
-	people interface {
-		User(ctx context.Context, id string) (fleet.User, error)
-	}
-}
-
-// Caller implements nodeops.Authority.
-func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, error) {
-	u, err := x.people.User(ctx, userID)
-	if err != nil {
-		return fleet.Caller{}, fmt.Errorf("reading the role of the batch's person: %w", err)
-	}
-	if u.Disabled {
-		return fleet.Caller{}, fmt.Errorf("%s is disabled: %w", u.Name, fleet.ErrForbidden)
-	}
-	return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
-}
-
 // checkMarks is the grammar that the lines of templates have.
 func checkMarks(labels, taints []string) error {
 	_, labelErr := marks.ParseLabels("labels", labels)
@@ -478,7 +463,10 @@ var (
 	_ handlers.Templates = (*templates.Book)(nil)
 	_ templates.Store    = (*store.Store)(nil)
 
-	_ handlers.Auth   = (*auth.Service)(nil)
+	_ handlers.Auth = (*auth.Service)(nil)
+
+	_ nodeops.Authority = (*auth.Service)(nil)
+
 	_ handlers.People = (*auth.Service)(nil)
 	_ handlers.Audit  = (*audit.Log)(nil)
 )

@@ -211,6 +211,20 @@ func user(ctx context.Context, cmd config.Command, cfg config.User, people *auth
 			return err
 		}
 		return said(std.Out, false, "", "enabled %s", cfg.Name)
+	case config.CommandUserGrant:
+		g := fleet.Grant{Scope: fleet.Scope(cfg.Scope), Role: fleet.Role(cfg.Role)}
+		for _, p := range cfg.Also {
+			g.Also = append(g.Also, fleet.Permission(p))
+		}
+		if err := people.AddGrant(ctx, by, cfg.Name, g); err != nil {
+			return err
+		}
+		return said(std.Out, false, "", "granted %s %s; their sessions have ended", cfg.Name, g)
+	case config.CommandUserRevoke:
+		if err := people.DropGrant(ctx, by, cfg.Name, fleet.Scope(cfg.Scope)); err != nil {
+			return err
+		}
+		return said(std.Out, false, "", "took from %s what they might do in %s; their sessions have ended", cfg.Name, cfg.Scope)
 	case config.CommandResetTOTP:
 		if err := people.ResetFactor(ctx, by, cfg.Name); err != nil {
 			return err
@@ -253,7 +267,7 @@ func listUsers(ctx context.Context, people *auth.Service, out io.Writer) error {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tROLE\tSTATE\tCREATED\tLAST SIGN-IN")
+	fmt.Fprintln(w, "NAME\tROLE\tSTATE\tCREATED\tLAST SIGN-IN\tGRANTS")
 	for _, u := range users {
 		state, last := "enabled", "never"
 		if u.Disabled {
@@ -262,7 +276,11 @@ func listUsers(ctx context.Context, people *auth.Service, out io.Writer) error {
 		if !u.LastSignIn.IsZero() {
 			last = u.LastSignIn.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", u.Name, u.Role, state, u.CreatedAt.UTC().Format(time.RFC3339), last)
+		grants := make([]string, len(u.Grants))
+		for i, g := range u.Grants {
+			grants[i] = g.String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", u.Name, u.Role, state, u.CreatedAt.UTC().Format(time.RFC3339), last, strings.Join(grants, "; "))
 	}
 	return w.Flush()
 }

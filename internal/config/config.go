@@ -28,6 +28,8 @@ const (
 	CommandUserList    Command = "user list"
 	CommandUserDisable Command = "user disable"
 	CommandUserEnable  Command = "user enable"
+	CommandUserGrant   Command = "user grant"
+	CommandUserRevoke  Command = "user revoke"
 	CommandResetTOTP   Command = "user reset-totp"
 	CommandSetPassword Command = "user set-password"
 	CommandAuditVerify Command = "audit verify"
@@ -76,6 +78,22 @@ type Serve struct {
 
 	OIDC OIDC // Issuer "" for none
 	LDAP LDAP // URL "" for none
+
+	Header TrustedHeader // User "" for none
+}
+
+// TrustedHeader is how a proxy in front vouches for people. All of it is given, or none.
+type TrustedHeader struct {
+	User, Groups, SecretName string // names of headers
+	SecretFile               string
+	From                     []netip.Prefix // peers that may send them
+	Roles                    []GroupRole
+}
+
+// GroupRole says what a group may do.
+type GroupRole struct {
+	Group, Role string
+	Scope       string // which clusters; "" for all, and for what is not of one cluster
 }
 
 // OIDC is an identity provider that people sign in with.
@@ -84,7 +102,7 @@ type OIDC struct {
 	SecretFile, CAFile     string // "" for none
 	Scopes                 []string
 	GroupsClaim, NameClaim string
-	Roles                  map[string]string // by group
+	Roles                  []GroupRole
 }
 
 // LDAP is a directory that checks the passwords of people.
@@ -93,7 +111,7 @@ type LDAP struct {
 	CAFile, BindDN, PasswordFile      string
 	UserBase, UserFilter, IDAttribute string
 	GroupBase, GroupFilter, GroupName string
-	Roles                             map[string]string // by group
+	Roles                             []GroupRole
 }
 
 // Pod names the pod of this process.
@@ -117,6 +135,8 @@ type User struct {
 	Database
 	Name         string
 	Role         string
+	Scope        string   // of a grant
+	Also         []string // permissions of a grant beside the role
 	PasswordFile string   // "-" for standard input, "" to have one made up and printed
 	Invite       bool     // instead of a password: the person sets it
 	External     *url.URL // of the server, for the link of an invitation; nil for none
