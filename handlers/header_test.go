@@ -164,8 +164,8 @@ func TestTrustedHeader_Combinations(t *testing.T) {
 				t.Parallel()
 				s := newSite(t, trusting)
 				w := s.ask("/login?next=/batches", peer, c.header)
-				switch {
-				case want == "refused":
+				switch want {
+				case "refused":
 					if w.Code != http.StatusForbidden || len(s.calls) != 0 || w.Header().Get("Set-Cookie") != "" {
 						t.Errorf("status %d, calls %q", w.Code, s.calls)
 					}
@@ -175,7 +175,7 @@ func TestTrustedHeader_Combinations(t *testing.T) {
 					if strings.Contains(w.Body.String()+strings.Join(s.denied, ""), "root") || strings.Contains(s.logs.String(), proxySecret) {
 						t.Errorf("what was sent shows: %s %q", w.Body, s.denied)
 					}
-				case want == "":
+				case "":
 					if w.Code != http.StatusOK || len(s.calls) != 0 || len(s.denied) != 0 {
 						t.Errorf("status %d, calls %q, on record %q", w.Code, s.calls, s.denied)
 					}

@@ -26,6 +26,12 @@ type apiServer struct {
 
 func fakeCluster(t *testing.T, name string) kube.Cluster {
 	t.Helper()
+	return fakeClusterWith(t, name, func(*http.Request) {})
+}
+
+// fakeClusterWith tells of every request before it is answered.
+func fakeClusterWith(t *testing.T, name string, asked func(*http.Request)) kube.Cluster {
+	t.Helper()
 	s := &apiServer{nodes: map[string]map[string]any{}, watchers: map[chan []byte]bool{}, version: 10}
 	for i := range 3 {
 		n := fmt.Sprintf("node-%d", i)
@@ -36,7 +42,10 @@ func fakeCluster(t *testing.T, name string) kube.Cluster {
 			"status":   map[string]any{"conditions": []any{map[string]any{"type": "Ready", "status": "True"}}},
 		}
 	}
-	ts := httptest.NewServer(s)
+	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked(r)
+		s.ServeHTTP(w, r)
+	}))
 	t.Cleanup(ts.Close)
 	c, err := kube.New(name, &rest.Config{Host: ts.URL})
 	if err != nil {

@@ -407,8 +407,12 @@ func TestSignInByHeader(t *testing.T) {
 		what, name string
 		groups     []string
 	}{
-		{"no group that maps", "eve", []string{"staff"}}, {"no group", "eve", nil}, {"the name of a local admin", "ADA", []string{"sre"}},
-		{"no name", "", []string{"sre"}}, {"no name that can be", "eve smith", []string{"sre"}}, {"too long", strings.Repeat("x", 65), []string{"sre"}},
+		{"no group that maps", "eve", []string{"staff"}},
+		{"no group", "eve", nil},
+		{"the name of a local admin", "ADA", []string{"sre"}},
+		{"no name", "", []string{"sre"}},
+		{"no name that can be", "eve smith", []string{"sre"}},
+		{"too long", strings.Repeat("x", 65), []string{"sre"}},
 	} {
 		_, err := by(tt.name, tt.groups...)
 		wants(t, tt.what, err, fleet.ErrForbidden)

@@ -227,8 +227,14 @@ func TestParse_GroupRoles(t *testing.T) {
 		{"a@b=operator@prod-*", GroupRole{Group: "a@b", Role: "operator", Scope: "prod-*"}},
 		{"ops=operator@label:env=prod,x=admin", GroupRole{Group: "ops", Role: "operator", Scope: "label:env=prod,x=admin"}},
 		{"with blanks=operator@*", GroupRole{Group: "with blanks", Role: "operator", Scope: "*"}},
-		{"a=operator@", GroupRole{}}, {"=viewer", GroupRole{}}, {"a=root", GroupRole{}}, {"a=none@x", GroupRole{}}, {"a", GroupRole{}},
-		{"a=viewer@x y", GroupRole{}}, {"a=viewer@x=y", GroupRole{}}, {"a=Viewer", GroupRole{}},
+		{"a=operator@", GroupRole{}},
+		{"=viewer", GroupRole{}},
+		{"a=root", GroupRole{}},
+		{"a=none@x", GroupRole{}},
+		{"a", GroupRole{}},
+		{"a=viewer@x y", GroupRole{}},
+		{"a=viewer@x=y", GroupRole{}},
+		{"a=Viewer", GroupRole{}},
 	} {
 		got, err := parse(t, nil, "serve", "--oidc-issuer=https://idp.example", "--oidc-client-id=x", "--oidc-role-map="+tt.pair)
 		if (err == nil) != (tt.want != GroupRole{}) {

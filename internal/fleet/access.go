@@ -119,11 +119,11 @@ func (g Grant) Check() (Grant, error) {
 
 // String is a grant for the record and for the command line: "operator+node.no_execute in prod-*".
 func (g Grant) String() string {
-	text := string(g.Role)
+	words := []string{string(g.Role)}
 	for _, p := range g.Also {
-		text += "+" + string(p)
+		words = append(words, string(p))
 	}
-	text += " in " + string(g.Scope)
+	text := strings.Join(words, "+") + " in " + string(g.Scope)
 	if g.From != "" {
 		text += " by " + string(g.From)
 	}
