@@ -125,9 +125,6 @@ func TestGrants_Checked(t *testing.T) {
 func TestGrants_ReachEveryCaller(t *testing.T) {
 	t.Parallel()
 	h := build(t, nil)
-	h.labels = func(cluster string) map[string]string {
-		return map[string]string{"env": strings.TrimSuffix(cluster, "-1")}
-	}
 	h.add(t, "vic", fleet.RoleNone)
 	token, vic := h.in(t, "vic")
 	bearer, _, err := h.AddToken(t.Context(), vic, fleet.Token{Name: "ci", ExpiresAt: after(time.Hour)})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -80,13 +81,18 @@ func enter(t *testing.T, dir string, wrap func(*store.Store) Store) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Service = New(Config{Store: seen, Audit: h.log, Logger: logger, Hash: &cheap, Sealer: key})
+	h.Service = New(Config{Store: seen, Audit: h.log, Logger: logger, Hash: &cheap, Sealer: key, Labels: envOf})
 	h.OnEnd(func(e End) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.ends = append(h.ends, e)
 	})
 	return h
+}
+
+// envOf are the labels of the clusters of these tests: prod-1 is of the environment prod.
+func envOf(cluster string) map[string]string {
+	return map[string]string{"env": strings.TrimSuffix(cluster, "-1")}
 }
 
 func (h *house) close(t *testing.T) {
