@@ -27,7 +27,6 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
-	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 	"github.com/kube-node-manager/kube-node-manager/internal/nodeops"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 	"github.com/kube-node-manager/kube-node-manager/internal/templates"
@@ -135,7 +134,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)
-	shelf := templates.New(templates.Config{Store: a.store, Audit: record, Check: checkMarks})
+	shelf := templates.New(templates.Config{Store: a.store, Audit: record})
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
 		Record:  record, Authority: authority{a.store}, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Remembered: a.manager.Object,
@@ -420,13 +419,6 @@ func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, err
 		return fleet.Caller{}, fmt.Errorf("%s is disabled: %w", u.Name, fleet.ErrForbidden)
 	}
 	return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
-}
-
-// checkMarks is the grammar that the lines of templates have.
-func checkMarks(labels, taints []string) error {
-	_, labelErr := marks.ParseLabels("labels", labels)
-	_, taintErr := marks.ParseTaints("taints", taints)
-	return errors.Join(labelErr, taintErr)
 }
 
 // steering puts on record what people do to the connections of clusters.

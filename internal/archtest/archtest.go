@@ -69,7 +69,7 @@ var rules = map[string]rule{
 		never:   []string{k8s, chi, tpl},
 	},
 	"internal/templates": {
-		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{k8s, chi, tpl, sql},
+		ours: []string{"internal/fleet", "internal/marks"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{chi, tpl, sql},
 	},
 	"realtime": {
 		ours:    []string{"internal/fleet", "internal/kube"},

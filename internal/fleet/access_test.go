@@ -88,10 +88,14 @@ func TestCaller_May(t *testing.T) {
 		{"grants", Caller{Role: RoleNone, Access: ops}, map[string][]Permission{
 			"": {PermSelf}, "prod-us": {PermSelf},
 			"prod-eu": {PermSelf, PermNodesView, PermBatchView, PermNodeCordon},
-			"lab": {PermSelf, PermNodesView, PermBatchView, PermNodeCordon, PermNodeDrain, PermNodeEdit, PermClusterRetry,
-				PermClusterAdmin, PermNoExecute, PermPastBudget, PermProtected},
-			"?": {PermSelf, PermNodesView, PermBatchView, PermNodeCordon, PermNodeDrain, PermNodeEdit, PermClusterRetry,
-				PermClusterAdmin, PermNoExecute, PermPastBudget, PermProtected},
+			"lab": {
+				PermSelf, PermNodesView, PermBatchView, PermNodeCordon, PermNodeDrain, PermNodeEdit, PermClusterRetry,
+				PermClusterAdmin, PermNoExecute, PermPastBudget, PermProtected,
+			},
+			"?": {
+				PermSelf, PermNodesView, PermBatchView, PermNodeCordon, PermNodeDrain, PermNodeEdit, PermClusterRetry,
+				PermClusterAdmin, PermNoExecute, PermPastBudget, PermProtected,
+			},
 		}},
 		{"a token of somebody with grants", Caller{Role: RoleNone, Access: ops, Limit: &Limit{Role: RoleOperator, Scope: "lab", Labels: labelled}}, map[string][]Permission{
 			"": {PermSelf}, "lab": {PermSelf, PermNodesView, PermBatchView, PermNodeCordon, PermNodeDrain, PermNodeEdit, PermClusterRetry},
