@@ -84,7 +84,7 @@ func (s *server) showClusters(w http.ResponseWriter, r *http.Request, status int
 func (s *server) spec(r *http.Request) (*input, fleet.ClusterSpec, error) {
 	if !s.cfg.Managed.Enabled() {
 		return nil, fleet.ClusterSpec{}, say(fleet.ErrConflict, "error.clusters_off",
-			"no cluster can be added through the web: the server was started without --credentials-key-file")
+			"no cluster can be added through the web: the server has no key to seal credentials with (--key-file)")
 	}
 	in, err := readInput(r)
 	if err != nil {

@@ -130,7 +130,7 @@ func TestClusters_SwitchedOff(t *testing.T) {
 		{method: "PUT", path: "/api/v1/clusters/x", body: formBody("kubeconfig", "y")},
 	} {
 		c.who, c.header = "admin", json
-		if w := s.do(c); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "--credentials-key-file") {
+		if w := s.do(c); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "--key-file") {
 			t.Errorf("%s %s: %d %s", c.method, c.path, w.Code, w.Body)
 		}
 	}

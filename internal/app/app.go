@@ -110,7 +110,14 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 			a.component("audit").LogAttrs(ctx, slog.LevelInfo, "head of the record", slog.Any("head", h))
 		},
 	})
+	keys, err := a.sealKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
 	authCfg := auth.Config{Store: a.store, Audit: record, Logger: a.logger}
+	if keys != nil { // a nil pointer in an interface is no nil
+		authCfg.Sealer = keys
+	}
 	if err := a.signInWays(&authCfg); err != nil {
 		return nil, err
 	}
@@ -123,14 +130,8 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	if err := a.addClusters(); err != nil {
 		return nil, err
 	}
-	keys, err := credentialsKeys(cfg.CredentialsKey)
-	if err != nil {
-		return nil, err
-	}
 	a.web = newWebClusters(a, record, keys)
-	if err := a.web.load(ctx); err != nil {
-		return nil, fmt.Errorf("reading the clusters added through the web: %w", err)
-	}
+	a.web.load(ctx)
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)

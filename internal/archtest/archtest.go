@@ -46,7 +46,7 @@ var rules = map[string]rule{
 		ours: []string{"internal/fleet"}, outside: []string{"github.com/go-ldap/ldap/v3"}, never: []string{k8s, chi, tpl, sql},
 	},
 	"internal/auth/totp":   {outside: []string{"github.com/boombuler/barcode/qr"}, never: []string{k8s, chi, tpl, sql, "net/http"}},
-	"internal/auth/atrest": {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl, sql, "net/http"}},
+	"internal/seal":        {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl, sql, "net/http"}},
 	"internal/credentials": {ours: []string{"internal/fleet"}, outside: []string{"go.yaml.in/yaml/v3"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/kube":        {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
 	"internal/marks": {
