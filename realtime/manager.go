@@ -471,6 +471,15 @@ func (m *Manager) Clusters() []fleet.Cluster {
 	return out
 }
 
+// ClusterUID tells which cluster is known by a name, "" if that is not known.
+func (m *Manager) ClusterUID(name string) string {
+	b := m.board(name)
+	if b == nil {
+		return ""
+	}
+	return b.state().UID
+}
+
 // podsTimeout bounds a read of pods: a person waits for it.
 const podsTimeout = 10 * time.Second
 

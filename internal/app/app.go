@@ -91,6 +91,12 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 
 	if a.store, err = store.Open(ctx, store.Config{
 		Dir: cfg.Dir, URL: cfg.URL.Reveal(), Exclusive: true, Logger: a.component("store"), Committed: committed(registry),
+		ClusterUID: func(cluster string) string {
+			if a.manager == nil { // nobody is watched yet
+				return ""
+			}
+			return a.manager.ClusterUID(cluster)
+		},
 	}); err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
@@ -442,6 +448,7 @@ func (x steering) Retry(ctx context.Context, by fleet.Caller, cluster string) er
 func (x steering) Accept(ctx context.Context, by fleet.Caller, cluster, uid string) error {
 	e := audit.By(by)
 	e.Action, e.Phase, e.Cluster, e.Outcome, e.Detail = "cluster.accept", "event", cluster, "succeeded", "uid "+uid
+	e.ClusterUID = uid
 	return x.manager.Accept(ctx, cluster, uid, e)
 }
 

@@ -619,7 +619,9 @@ func chain(t *testing.T, one, two *store.Store) {
 	}
 	prev := ""
 	for i, s := range []*store.Store{one, two, one} {
-		e, err := s.AppendEntry(ctx, fleet.Entry{Action: "x", Detail: strings.Repeat("d", i)})
+		e, err := s.AppendEntry(ctx, []fleet.Entry{
+			{Action: "x"}, {Action: "x", Cluster: "c", ClusterUID: "u", As: "ada"}, {Action: "x", Detail: "d"},
+		}[i])
 		need(t, err)
 		if e.Seq != int64(i+1) || e.Prev != prev || e.Hash != e.Sum() || e.At.IsZero() {
 			t.Errorf("entry %+v", e)
