@@ -41,6 +41,9 @@ func RunPeople(t *testing.T, open Open) {
 		"HalfTakesBackOne":     halfTakesBackOne,
 		"Invitations":          invitations,
 		"Identities":           vouchedIdentities,
+		"GrantsAndGroups":      grantsAndGroups,
+		"GrantsRace":           grantsRace,
+		"TokenLimits":          tokenLimits,
 	})
 }
 
