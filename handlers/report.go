@@ -40,10 +40,10 @@ func (s *server) batchLog(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	// An unknown batch is told apart from one without events.
-	if _, _, err := s.cfg.Batches.Batch(r.Context(), id); err != nil {
+	if _, _, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id); err != nil {
 		return notFound(err, unknownBatch(id))
 	}
-	events, err := s.cfg.Batches.Events(r.Context(), id, after, most)
+	events, err := s.cfg.Batches.Events(r.Context(), callerOf(r), id, after, most)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}
@@ -80,7 +80,7 @@ func (s *server) batchReport(w http.ResponseWriter, r *http.Request) error {
 	if format == "" {
 		format = "json"
 	}
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}

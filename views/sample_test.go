@@ -88,7 +88,7 @@ func sampleBatch(say say) fleet.Batch {
 
 func sampleLayout(say say, lang string) Layout {
 	return Layout{
-		Title: "nodes.title", Lang: lang, Theme: "dark", Nav: "nodes", User: say("ada"), Role: fleet.RoleAdmin, Nonce: "n0nce",
+		Title: "nodes.title", Lang: lang, Theme: "dark", Nav: "nodes", User: say("ada"), Role: fleet.RoleAdmin, Caller: fleet.Caller{Role: fleet.RoleAdmin}, Nonce: "n0nce",
 		Path: "/nodes?q=" + say("x"), Now: noon,
 	}
 }
@@ -108,7 +108,7 @@ func sampleQuery(say say) Query {
 func samples(say say, lang string) map[string]templ.Component {
 	l := sampleLayout(say, lang)
 	public := l
-	public.User, public.Role, public.Static = "", "", true
+	public.User, public.Role, public.Caller, public.Static = "", "", fleet.Caller{}, true
 	r := Renderer{}
 	n := sampleNode(say)
 	batch, items := sampleBatch(say), sampleItems(say)

@@ -76,7 +76,7 @@ type webStore interface {
 
 type watchedSet interface {
 	clusterSet
-	Clusters() []fleet.Cluster
+	Clusters(sight fleet.Sight) []fleet.Cluster
 }
 
 func newWebClusters(a *App, record *audit.Log, keys *seal.Keys) *webClusters {
@@ -367,7 +367,7 @@ func describe(f fleet.CredentialFacts) string {
 
 // taken tells whether a name is in use, by a kubeconfig of the host too.
 func (w *webClusters) taken(name string) bool {
-	return slices.ContainsFunc(w.manager.Clusters(), func(c fleet.Cluster) bool { return c.Name == name })
+	return slices.ContainsFunc(w.manager.Clusters(fleet.SeesAll()), func(c fleet.Cluster) bool { return c.Name == name })
 }
 
 // check decides what can be decided of a spec without touching anything.

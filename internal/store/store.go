@@ -64,6 +64,8 @@ type engine interface {
 	snapshot() *sql.TxOptions
 	// now is the clock that leases are measured by.
 	now(ctx context.Context, read *sqlx.DB) (time.Time, error)
+	// json makes a column that holds JSON as text one that -> and ->> can be asked of.
+	json(column string) string
 	// close releases what is left when the connections are closed.
 	close() error
 }
