@@ -61,7 +61,7 @@ type world struct {
 	entries []fleet.Entry
 	ready   error
 	ended   map[string]bool // whose sessions and tokens are over
-	off     bool // no key to seal credentials with
+	off     bool            // no key to seal credentials with
 }
 
 func newWorld() *world {
