@@ -186,6 +186,8 @@ type People interface {
 // Audit reads the record.
 type Audit interface {
 	Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error)
+	// Export records that it is done, in the words of what, and hands out the entries page by page, oldest first.
+	Export(ctx context.Context, by fleet.Caller, what string, f fleet.AuditFilter, each func([]fleet.Entry) error) error
 	// Denied records a refusal that a handler decided.
 	Denied(ctx context.Context, by fleet.Caller, action, detail string)
 }

@@ -52,6 +52,7 @@ type world struct {
 	saveErr error // answer of SaveTemplate, if not nil
 	batches map[string]fleet.Batch
 	denied  []string
+	exports []string // of the record
 	signIn  error
 	calls   []string // what People and Auth were asked to do
 	people  error    // answer of every call of People, if not nil
@@ -60,7 +61,8 @@ type world struct {
 	factor  fleet.FactorState
 	entries []fleet.Entry
 	ready   error
-	off     bool // no key to seal credentials with
+	ended   map[string]bool // whose sessions and tokens are over
+	off     bool            // no key to seal credentials with
 
 	clustersOf map[string][]string // what batches are about, if not prod
 	callers    map[string]fleet.Caller
@@ -478,7 +480,9 @@ func (f authority) caller(token, via string) (fleet.Caller, error) {
 	if token == "store-down" {
 		return fleet.Caller{}, errors.New("disk on fire: secret path")
 	}
-	if err != nil {
+	f.wd.mu.Lock()
+	defer f.wd.mu.Unlock()
+	if err != nil || f.wd.ended[token] {
 		return fleet.Caller{}, fleet.ErrUnauthenticated
 	}
 	return fleet.Caller{UserID: "u-" + token, Name: token, Role: role, Session: "hash-" + token, Via: via}, nil
@@ -662,6 +666,16 @@ func (f record) Entries(_ context.Context, flt fleet.AuditFilter) ([]fleet.Entry
 	return f.wd.entries[:min(len(f.wd.entries), flt.Limit)], nil
 }
 
+func (f record) Export(_ context.Context, by fleet.Caller, what string, _ fleet.AuditFilter, each func([]fleet.Entry) error) error {
+	f.wd.mu.Lock()
+	f.wd.exports = append(f.wd.exports, by.Name+": "+what)
+	f.wd.mu.Unlock()
+	if len(f.wd.entries) == 0 {
+		return nil
+	}
+	return each(f.wd.entries)
+}
+
 func (f record) Denied(_ context.Context, by fleet.Caller, action, detail string) {
 	f.wd.mu.Lock()
 	defer f.wd.mu.Unlock()
@@ -807,6 +821,12 @@ func document(t *testing.T, w *httptest.ResponseRecorder) *goquery.Document {
 		t.Fatal(err)
 	}
 	return d
+}
+
+func (wd *world) end(who string) {
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	wd.ended = map[string]bool{who: true}
 }
 
 func (wd *world) called(want string) bool {

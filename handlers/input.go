@@ -216,7 +216,7 @@ func moment(field, v string) (time.Time, error) {
 	if v == "" {
 		return time.Time{}, nil
 	}
-	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04", time.DateOnly} {
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateOnly} {
 		if t, err := time.Parse(layout, v); err == nil {
 			return t, nil
 		}
@@ -235,13 +235,13 @@ func onlyParams(q url.Values, known ...string) error {
 }
 
 // sequence is a number of the record; absent is 0.
-func sequence(raw string) (int64, error) {
+func sequence(field, raw string) (int64, error) {
 	if raw == "" {
 		return 0, nil
 	}
 	n, err := strconv.ParseInt(raw, 10, 64)
 	if err != nil || n < 1 {
-		return 0, fleet.Invalid("before", "%q is not a number of an entry", raw)
+		return 0, fleet.Invalid(field, "%q is not a number of an entry", raw)
 	}
 	return n, nil
 }

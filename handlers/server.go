@@ -61,6 +61,7 @@ type server struct {
 	cross    *http.CrossOriginProtection
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	exports  chan struct{} // one for each export of the record that is under way
 }
 
 // New builds the handler of the whole site. It refuses a missing dependency and a route without a known permission.
@@ -82,7 +83,7 @@ func newServer(cfg Config) (*server, error) {
 	if cfg.Templates == nil {
 		cfg.Templates = noTemplates{}
 	}
-	s := &server{cfg: cfg, mux: chi.NewMux(), pages: map[string]bool{}, cross: http.NewCrossOriginProtection()}
+	s := &server{cfg: cfg, mux: chi.NewMux(), pages: map[string]bool{}, cross: http.NewCrossOriginProtection(), exports: make(chan struct{}, maxExports)}
 	if cfg.External != nil {
 		s.origin = cfg.External.Scheme + "://" + cfg.External.Host
 		if err := s.cross.AddTrustedOrigin(s.origin); err != nil {
@@ -216,6 +217,7 @@ func (s *server) routes() []route {
 		{method: post, path: v1 + "/second-factor/confirm", perm: fleet.PermSelf, kind: api, serve: s.confirmFactor},
 		{method: post, path: v1 + "/second-factor/delete", perm: fleet.PermSelf, kind: api, serve: s.dropFactor},
 		{method: get, path: v1 + "/audit", perm: fleet.PermAuditView, kind: api, serve: s.listAudit},
+		{method: get, path: v1 + "/audit/export", perm: fleet.PermAuditView, kind: stream, serve: s.exportAudit},
 	}
 }
 

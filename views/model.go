@@ -241,6 +241,7 @@ type AuditPage struct {
 	Entries []fleet.Entry
 	Filter  fleet.AuditFilter
 	Older   int64 // BeforeSeq of the next page, 0 at the end
+	Newer   int64 // AfterSeq of the page before, 0 at the beginning
 }
 
 // ErrorPage says what was wrong and what to do; it is used whole and as a fragment.

@@ -22,6 +22,7 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/auth"
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/inert"
 	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
@@ -32,8 +33,15 @@ type Stdio struct {
 	Out, Err io.Writer
 }
 
+// Inert is the same terminal for text that others may have written: what it is told to obey, it shows. Log records and
+// JSON mean what they meant.
+func (s Stdio) Inert() Stdio {
+	return Stdio{In: s.In, Out: inert.Writer(s.Out), Err: inert.Writer(s.Err)}
+}
+
 // Execute does what the command line asks for. ctx ends with a signal.
 func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) error {
+	std = std.Inert()
 	switch cfg.Command {
 	case config.CommandServe:
 		logger := cfg.Serve.Logger(std.Err)
@@ -98,7 +106,7 @@ func heads(ctx context.Context, cfg config.Audit, log *audit.Log, std Stdio) (er
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(std.Out, "%d signed heads fit, %d are of entries that retention has removed; the key is %s\n", good, older, all[len(all)-1].Key)
+	_, err = fmt.Fprintf(std.Out, "%d signed heads fit, %d are of entries that retention has removed; the key is %s\n", good, older, inert.Text(all[len(all)-1].Key))
 	return err
 }
 
@@ -265,7 +273,7 @@ func listUsers(ctx context.Context, people *auth.Service, out io.Writer) error {
 		if !u.LastSignIn.IsZero() {
 			last = u.LastSignIn.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", u.Name, u.Role, state, u.CreatedAt.UTC().Format(time.RFC3339), last)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", inert.Text(u.Name), inert.Text(string(u.Role)), state, u.CreatedAt.UTC().Format(time.RFC3339), last)
 	}
 	return w.Flush()
 }

@@ -32,6 +32,7 @@ const (
 var rules = map[string]rule{
 	"cmd/kube-node-manager": {ours: []string{"internal/app", "internal/config"}},
 	"internal/fleet":        {never: []string{k8s, chi, tpl, sql, "net/http"}},
+	"internal/inert":        {never: []string{k8s, chi, tpl, sql, "net/http"}},
 	"internal/config":       {outside: []string{"github.com/alecthomas/kong"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/audit":        {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl}},
 	"internal/auth": {
@@ -86,7 +87,7 @@ var rules = map[string]rule{
 	},
 	"handlers": {
 		// Of realtime only types and the parser of queries. What it brings along is not for use here.
-		ours:    []string{"internal/fleet", "realtime", "static", "views"},
+		ours:    []string{"internal/fleet", "internal/inert", "realtime", "static", "views"},
 		outside: []string{chi, tpl, prom, "github.com/klauspost/compress/gzhttp", "golang.org/x/text/language"},
 		never:   []string{sql},
 	},

@@ -35,10 +35,18 @@ type Entry struct {
 
 // AuditFilter narrows a reading of the record; zero fields do not narrow.
 type AuditFilter struct {
-	User, Cluster, Node, Action string
-	Since, Until                time.Time
-	Limit                       int
-	BeforeSeq                   int64 // for paging: only entries older than this one
+	User, Cluster, Node, Action, Outcome, Batch, Session string
+
+	Since, Until time.Time // from Since on, and before Until
+	Limit        int
+	BeforeSeq    int64 // only entries older than this one
+	AfterSeq     int64 // only entries newer than this one
+	Oldest       bool  // begin with the oldest entry, not with the newest
+}
+
+// AuditOutcomes are what an entry can say came of it.
+func AuditOutcomes() []string {
+	return []string{"succeeded", "failed", "skipped", "denied", "partial", "cancelled"}
 }
 
 // The canonical encodings of an entry. A change of one needs a new name.
