@@ -34,13 +34,9 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/views"
 )
 
-// Limits of connections. A whole request has a deadline of its own, set by handlers; a stream has none.
 const (
-	readHeaderTimeout = 5 * time.Second
-	idleTimeout       = 90 * time.Second
-	maxHeader         = 64 << 10
-	batchGrace        = 8 * time.Second // part of config.ShutdownTimeout
-	inCluster         = "in-cluster"    // name of the cluster this process runs in
+	batchGrace = 8 * time.Second // part of config.ShutdownTimeout
+	inCluster  = "in-cluster"    // name of the cluster this process runs in
 )
 
 // Options are what New takes beside the configuration.
@@ -240,19 +236,17 @@ func (a *App) listen(ctx context.Context, site http.Handler, registry *prometheu
 	if err != nil {
 		return err
 	}
-	base := context.WithoutCancel(ctx)
-	newServer := func(h http.Handler, name string) *http.Server {
-		return &http.Server{
-			Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-			ErrorLog:    slog.NewLogLogger(a.component(name).Handler(), slog.LevelDebug), // what strangers do to a port
-			BaseContext: func(net.Listener) context.Context { return base },
-		}
+	counts, err := newDoorMetrics(registry)
+	if err != nil {
+		return err
 	}
-	a.server = newServer(site, "http")
+	a.server = a.newServer(ctx, site, "http")
 	if a.http, err = realtime.ListenConfig().Listen(ctx, "tcp", a.cfg.Listen); err != nil {
 		return fmt.Errorf("listening on %s: %w", a.cfg.Listen, err)
 	}
 	a.ends.push("closing the listener", func(context.Context) error { return ignoreClosed(a.http.Close()) })
+	total, perAddr := a.ceiling(openFiles())
+	a.http = &door{Listener: a.http, total: total, perAddr: perAddr, proxies: a.cfg.Proxies, metrics: counts}
 	if secure != nil {
 		a.server.TLSConfig = secure
 		a.http = tls.NewListener(a.http, secure)
@@ -260,11 +254,12 @@ func (a *App) listen(ctx context.Context, site http.Handler, registry *prometheu
 	if a.cfg.MetricsListen == "" {
 		return nil
 	}
-	a.metrics = newServer(metricsHandler(registry), "metrics")
+	a.metrics = a.newServer(ctx, metricsHandler(registry), "metrics")
 	a.metrics.ReadTimeout, a.metrics.WriteTimeout = 10*time.Second, 30*time.Second
 	if a.prom, err = new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.MetricsListen); err != nil {
 		return fmt.Errorf("listening on %s for metrics: %w", a.cfg.MetricsListen, err)
 	}
+	a.prom = &door{Listener: a.prom, total: metricsConnections}
 	a.ends.push("closing the metrics listener", func(context.Context) error { return ignoreClosed(a.prom.Close()) })
 	return nil
 }

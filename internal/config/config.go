@@ -58,6 +58,7 @@ type Serve struct {
 	LogFormat     string // json or text
 	LogLevel      slog.Level
 	Streams       Streams
+	Connections   Connections
 	CacheBytes    int64 // for nodes and their rendered rows
 
 	AuditKeyFile   string        // of the key that heads of the record are signed with; made if missing
@@ -100,6 +101,11 @@ type Pod struct {
 // Streams bounds the live streams that may be open at once; all are positive.
 type Streams struct {
 	PerSession, PerPerson, PerAddress, Total int
+}
+
+// Connections bounds the connections that may be open at once; 0 stands for a default that follows from Streams.
+type Connections struct {
+	PerAddress, Total int
 }
 
 // TLS tells whether our own listener speaks TLS.
@@ -191,6 +197,7 @@ func (s Serve) LogValue() slog.Value {
 		slog.Bool("tls", s.TLS()),
 		slog.String("metrics_listen", s.MetricsListen),
 		slog.Any("streams", s.Streams),
+		slog.Any("connections", s.Connections),
 		slog.Int64("cache_max_bytes", s.CacheBytes),
 		slog.Bool("secrets", s.Key != Key{}),
 		slog.Any("cluster_address_allow", s.AddressAllow),

@@ -58,6 +58,7 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
+	connections
 	CacheMaxBytes int64 `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
 	oidcFlags
 	ldapFlags
@@ -191,6 +192,12 @@ type streams struct {
 	PerPerson  int `name:"streams-per-person" default:"32" placeholder:"N" help:"Live streams of one person (${default})."`
 	PerAddress int `name:"streams-per-address" default:"256" placeholder:"N" help:"Live streams of one client address (${default})."`
 	Total      int `name:"streams" default:"12000" placeholder:"N" help:"Live streams in all (${default})."`
+}
+
+// connections are the limits of connections.
+type connections struct {
+	ConnectionsPerAddress int `name:"connections-per-address" default:"0" placeholder:"N" help:"Connections of one address, or of one /64, that is not a --trusted-proxy; 0: four times --streams-per-address."`
+	Connections           int `name:"connections" default:"0" placeholder:"N" help:"Connections in all; 0: a third more than --streams. Fewer where the limit of open files is lower."`
 }
 
 type userNameCmd struct {
@@ -446,6 +453,7 @@ func (s serveCmd) config(p *problems, env map[string]string) Serve {
 		MetricsListen:  s.MetricsListen,
 		LogFormat:      s.LogFormat,
 		Streams:        s.streams.config(p),
+		Connections:    s.connections.config(p),
 		CacheBytes:     s.CacheMaxBytes,
 		LeaseNamespace: s.LeaseNamespace,
 		AuditKeyFile:   s.AuditKeyFile,
@@ -548,6 +556,16 @@ func (s streams) config(p *problems) Streams {
 		}
 	}
 	return Streams(s)
+}
+
+func (c connections) config(p *problems) Connections {
+	if c.ConnectionsPerAddress < 0 {
+		p.add("connections-per-address", "%d is less than 0", c.ConnectionsPerAddress)
+	}
+	if c.Connections < 0 {
+		p.add("connections", "%d is less than 0", c.Connections)
+	}
+	return Connections{PerAddress: c.ConnectionsPerAddress, Total: c.Connections}
 }
 
 // checkListen reports whether addr can only be reached from this host.

@@ -93,6 +93,7 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"external-url": "https://nodes.example", "trusted-proxy": "10.0.0.0/8, 192.0.2.7", "tls-cert": "c.pem", "tls-key": "k.pem",
 		"tls-self-signed": "true", "database-url": "postgres://u:hunter2@a:5432,b:5432/d?sslmode=verify-full", "insecure-http": "true", "metrics-listen": "", "log-format": "text", "log-level": "debug",
 		"streams-per-session": "3", "streams-per-person": "4", "streams-per-address": "5", "streams": "6",
+		"connections-per-address": "7", "connections": "8",
 		"key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
 		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
 		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "heads": "-", "audit-key": "AAAA",
