@@ -100,9 +100,11 @@ var rules = map[string]rule{
 
 	"internal/archtest":        {support: true},
 	"internal/bench":           {support: true, ours: []string{"*"}, outside: []string{"*"}},
+	"internal/defects":         {support: true},
 	"internal/depspin":         {support: true, outside: []string{"*"}},
 	"internal/e2e":             {support: true, ours: []string{"*"}, outside: []string{"*"}},
 	"internal/faultproxy":      {support: true, outside: []string{k8s}},
+	"internal/sbom":            {support: true},
 	"internal/kubetest":        {support: true, ours: []string{"internal/fleet", "internal/kube"}, outside: []string{"*"}},
 	"internal/store/storetest": {support: true, ours: []string{"internal/fleet", "internal/store"}, outside: []string{"github.com/google/go-cmp/"}},
 	"deploy/demo":              {support: true},
