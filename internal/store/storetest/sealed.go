@@ -17,7 +17,7 @@ func RunSealed(t *testing.T, open Open) {
 	})
 }
 
-func factor(key string) fleet.Sealed { return fleet.Sealed{Key: key, Wrapped: "wf", Data: "sf"} }
+func factor() fleet.Sealed { return fleet.Sealed{Key: "k1", Wrapped: "wf", Data: "sf"} }
 
 // sealedThere has two clusters and the factors of two people, all under the key k1 but one cluster.
 func sealedThere(t *testing.T, one *store.Store) {
@@ -31,7 +31,7 @@ func sealedThere(t *testing.T, one *store.Store) {
 	}
 	for _, name := range []string{"ada", "eve"} {
 		need(t, one.AddUser(t.Context(), person(name, fleet.RoleAdmin), event))
-		need(t, one.SetFactor(t.Context(), "id-"+name, factor("k1")))
+		need(t, one.SetFactor(t.Context(), "id-"+name, factor()))
 	}
 }
 
@@ -102,7 +102,7 @@ func sealedRewrap(t *testing.T, one, two *store.Store) {
 		t.Error("a rotation makes everybody connect anew")
 	}
 	// A secret that is confirmed is the one that was shown, whatever key it is under by then.
-	_, err = one.ConfirmFactor(ctx, "id-ada", factor("k1"), 1, nil, "", start, event)
+	_, err = one.ConfirmFactor(ctx, "id-ada", factor(), 1, nil, "", start, event)
 	need(t, err)
 	list[0].Table = "users"
 	_, err = one.Rewrap(ctx, list[:1])

@@ -18,8 +18,8 @@ func half(hash string) fleet.HalfSignIn {
 func withFactor(t *testing.T, one *store.Store) {
 	t.Helper()
 	need(t, one.AddUser(t.Context(), person("ada", fleet.RoleAdmin), event))
-	need(t, one.SetFactor(t.Context(), "id-ada", factor("k1")))
-	ended, err := one.ConfirmFactor(t.Context(), "id-ada", factor("k1"), 10, []string{"r1", "r2"}, "", start, event)
+	need(t, one.SetFactor(t.Context(), "id-ada", factor()))
+	ended, err := one.ConfirmFactor(t.Context(), "id-ada", factor(), 10, []string{"r1", "r2"}, "", start, event)
 	need(t, err)
 	if len(ended) != 0 {
 		t.Errorf("ended %v", ended)
@@ -40,11 +40,11 @@ func secondStep(t *testing.T, one, two *store.Store) {
 	need(t, one.AddSession(ctx, session("ada", "before"), nil, event))
 	need(t, one.AddSession(ctx, session("ada", "asks"), nil, event))
 	need(t, one.SetFactor(ctx, "id-ada", fleet.Sealed{Data: "first"}))
-	need(t, one.SetFactor(ctx, "id-ada", factor("k1")))
+	need(t, one.SetFactor(ctx, "id-ada", factor()))
 	_, err := two.ConfirmFactor(ctx, "id-ada", fleet.Sealed{Data: "first"}, 10, nil, "asks", start, event)
 	is(t, "a secret that was replaced", err, fleet.ErrConflict)
 	need(t, one.AddSession(ctx, session("ada", "unconfirmed"), nil, event))
-	ended, err := two.ConfirmFactor(ctx, "id-ada", factor("k1"), 10, []string{"r1", "r2"}, "asks", start, event)
+	ended, err := two.ConfirmFactor(ctx, "id-ada", factor(), 10, []string{"r1", "r2"}, "asks", start, event)
 	need(t, err)
 	if len(ended) != 2 {
 		t.Errorf("ended %v", ended)
@@ -53,7 +53,7 @@ func secondStep(t *testing.T, one, two *store.Store) {
 	is(t, "a session from before", err, fleet.ErrUnauthenticated)
 	_, err = one.Session(ctx, "asks", start)
 	need(t, err)
-	_, err = one.ConfirmFactor(ctx, "id-ada", factor("k1"), 20, nil, "", start, event)
+	_, err = one.ConfirmFactor(ctx, "id-ada", factor(), 20, nil, "", start, event)
 	is(t, "confirmed already", err, fleet.ErrConflict)
 	is(t, "begun while there is one", one.SetFactor(ctx, "id-ada", fleet.Sealed{Data: "x"}), fleet.ErrConflict)
 
