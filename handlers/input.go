@@ -49,10 +49,8 @@ func readInput(r *http.Request) (*input, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, values := range in.values {
-		if !isText(name) || slices.ContainsFunc(values, func(v string) bool { return !isText(v) }) {
-			return nil, say(fleet.ErrInvalid, "error.text", "the request has bytes in it that are no text")
-		}
+	if err := textOnly(in.values); err != nil {
+		return nil, err
 	}
 	return in, nil
 }

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -227,8 +229,18 @@ func legible(u *url.URL) error {
 	if strings.Count(u.RawQuery, "&") >= maxParams {
 		return say(fleet.ErrInvalid, "error.values", "the request may have at most {{.Part}} values", "Part", strconv.Itoa(maxParams))
 	}
-	if q, err := url.QueryUnescape(u.RawQuery); err == nil && !isText(q) {
-		return say(fleet.ErrInvalid, "error.text", "the request has bytes in it that are no text")
+	return textOnly(u.Query())
+}
+
+// textOnly refuses values that are no text, and names the field where its name is text.
+func textOnly(v url.Values) error {
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		if !isText(name) {
+			return say(fleet.ErrInvalid, "error.text", "the request has bytes in it that are no text")
+		}
+		if !isText(strings.Join(v[name], "")) {
+			return &fleet.FieldError{Field: name, Key: "error.text", Message: "has bytes in it that are no text"}
+		}
 	}
 	return nil
 }

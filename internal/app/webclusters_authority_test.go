@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
-	"github.com/kube-node-manager/kube-node-manager/internal/credentials"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
@@ -59,7 +59,7 @@ func (fullRecord) AppendEntry(context.Context, fleet.Entry) (fleet.Entry, error)
 
 func deaf(t *testing.T) *webClusters {
 	t.Helper()
-	keys, err := credentials.ParseKeys(credentials.NewKey())
+	keys, err := seal.Parse(seal.NewKey())
 	if err != nil {
 		t.Fatal(err)
 	}
