@@ -46,7 +46,7 @@ func (u untouched) ManagedClusters(context.Context) ([]fleet.StoredCluster, int6
 // nobodyElse is a manager that watches nothing.
 type nobodyElse struct{ watchedSet }
 
-func (nobodyElse) Clusters() []fleet.Cluster { return nil }
+func (nobodyElse) Clusters(fleet.Sight) []fleet.Cluster { return nil }
 
 // fullRecord is a record in which nothing can be written.
 type fullRecord struct{ *store.Store }
