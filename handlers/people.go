@@ -1,11 +1,9 @@
 package handlers
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"net/http"
-	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -201,7 +199,7 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 			given++
 		}
 	}
-	grants, listed := in.grantList("grants")
+	grants, listed := in.grantList()
 	if listed {
 		given++
 	}
@@ -251,39 +249,36 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 
 // grant is the one that a form gives: the scope, and with it a role and boxes for what is permitted beside it.
 func (in *input) grant() fleet.Grant {
-	g := fleet.Grant{Scope: fleet.Scope(in.text("grant")), Role: fleet.Role(in.text("grant_role"))}
-	for _, p := range in.lines("also") {
-		g.Also = append(g.Also, fleet.Permission(p))
-	}
+	g := fleet.Grant{Scope: fleet.Scope(in.text("grant")), Role: fleet.Role(in.text("grant_role")), Also: in.permissions("also")}
 	if !in.has("grant") && (g.Role != "" || g.Also != nil) {
 		in.fail(fleet.Invalid("grant", "is missing: which clusters?"))
 	}
 	return g
 }
 
-// grantList is a list of grants, and whether there is one: an empty one is one.
-func (in *input) grantList(name string) (list []fleet.Grant, ok bool) {
-	in.taken[name] = true
-	if in.grants == nil {
-		if in.has(name) {
-			in.fail(fleet.Invalid(name, "must be a list of objects with scope, role and also"))
-		}
+// grantList is the list of grants, and whether there is one: an empty one is one.
+func (in *input) grantList() (list []fleet.Grant, ok bool) {
+	in.taken["grants"] = true
+	if in.has("grants") {
+		in.fail(notGrants())
+	}
+	if !in.listed {
 		return nil, false
 	}
-	var given []struct {
-		Scope fleet.Scope        `json:"scope"`
-		Role  fleet.Role         `json:"role"`
-		Also  []fleet.Permission `json:"also"`
-	}
-	dec := json.NewDecoder(bytes.NewReader(in.grants))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&given); err != nil {
-		in.fail(fleet.Invalid(name, "must be a list of objects with scope, role and also"))
-	}
-	for _, g := range given {
-		list = append(list, fleet.Grant{Scope: g.Scope, Role: g.Role, Also: g.Also})
+	list = make([]fleet.Grant, in.grants)
+	for i := range list {
+		at := "grants[" + strconv.Itoa(i) + "]."
+		list[i] = fleet.Grant{Scope: fleet.Scope(in.text(at + "scope")), Role: fleet.Role(in.text(at + "role")), Also: in.permissions(at + "also")}
 	}
 	return list, true
+}
+
+// permissions are those that a field names.
+func (in *input) permissions(name string) (list []fleet.Permission) {
+	for _, p := range in.lines(name) {
+		list = append(list, fleet.Permission(p))
+	}
+	return list
 }
 
 func (s *server) accountPage(w http.ResponseWriter, r *http.Request) error {
@@ -456,84 +451,4 @@ func idOnly(r *http.Request) (string, error) {
 		return "", err
 	}
 	return id, in.done()
-}
-
-// Bounds of a reading of the record.
-const (
-	defaultEntries = 100
-	maxEntries     = 1000
-)
-
-func auditFilter(v url.Values) (fleet.AuditFilter, error) {
-	f := fleet.AuditFilter{
-		User: trimmed(v, "user"), Cluster: v.Get("cluster"), Node: trimmed(v, "node"), Action: trimmed(v, "action"),
-	}
-	if err := onlyParams(v, "user", "cluster", "node", "action", "since", "until", "before", "limit"); err != nil {
-		return f, err
-	}
-	var err error
-	if f.Since, err = moment("since", v.Get("since")); err != nil {
-		return f, err
-	}
-	if f.Until, err = moment("until", v.Get("until")); err != nil {
-		return f, err
-	}
-	if f.Limit, err = limit(v, defaultEntries, maxEntries); err != nil {
-		return f, err
-	}
-	f.BeforeSeq, err = sequence(v.Get("before"))
-	return f, err
-}
-
-func (s *server) auditPage(w http.ResponseWriter, r *http.Request) error {
-	if s.liking(w, r) {
-		return nil
-	}
-	f, err := auditFilter(r.URL.Query())
-	if err != nil {
-		return err
-	}
-	entries, older, err := s.entries(r, f)
-	if err != nil {
-		return err
-	}
-	p := views.AuditPage{Layout: s.layout(r, "audit.title", "audit"), Entries: entries, Filter: f, Older: older}
-	p.Static = true
-	return s.show(w, r, http.StatusOK, views.Audit(p))
-}
-
-// entries reads one more than asked, to know whether there are older ones.
-func (s *server) entries(r *http.Request, f fleet.AuditFilter) (list []fleet.Entry, older int64, err error) {
-	n := f.Limit
-	f.Limit++
-	if list, err = s.cfg.Audit.Entries(r.Context(), f); err != nil {
-		return nil, 0, err
-	}
-	if len(list) > n {
-		list = list[:n]
-		older = list[n-1].Seq
-	}
-	return list, older, nil
-}
-
-func (s *server) listAudit(w http.ResponseWriter, r *http.Request) error {
-	f, err := auditFilter(r.URL.Query())
-	if err != nil {
-		return err
-	}
-	list, older, err := s.entries(r, f)
-	if err != nil {
-		return err
-	}
-	if accepts(r, "application/x-ndjson") {
-		return jsonLines(w, list)
-	}
-	if list == nil {
-		list = []fleet.Entry{}
-	}
-	body := map[string]any{"items": list}
-	if older > 0 {
-		body["before"] = older
-	}
-	return writeJSON(w, http.StatusOK, body)
 }

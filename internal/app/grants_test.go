@@ -93,7 +93,7 @@ func TestApp_GrantTakenAwayStopsTheBatch(t *testing.T) {
 	}
 	var items []fleet.Item
 	waitFor(t, func() bool {
-		b, items, err = r.engine.Batch(t.Context(), b.ID)
+		b, items, err = r.engine.Batch(t.Context(), onHost(), b.ID)
 		return err != nil || b.State == fleet.BatchDone
 	})
 	if err != nil || b.Outcome != fleet.OutcomeCancelled || b.Counts.Succeeded != 1 || patches.Load() != 1 {
