@@ -235,10 +235,10 @@ func (p principal) holds(what, cluster string) bool {
 		cluster != "" && (slices.Contains(levels[p.in[cluster]], what) || p.also[cluster] == what)
 }
 
-// somewhere tells whether there is a cluster in which somebody may do one of some things.
+// somewhere tells whether there could be a cluster in which somebody may do one of some things.
 func (p principal) somewhere(any ...string) bool {
 	return slices.ContainsFunc(any, func(what string) bool {
-		return p.holds(what, "") || slices.ContainsFunc([]string{own, other}, func(c string) bool { return p.holds(what, c) })
+		return p.holds(what, "") || slices.ContainsFunc([]string{own, other, unknown}, func(c string) bool { return p.holds(what, c) })
 	})
 }
 
@@ -270,9 +270,9 @@ var principals = map[string]principal{
 		caller: fleet.Caller{Role: fleet.RoleNone, Access: grant(other, fleet.RoleAdmin)},
 		global: "none", in: map[string]string{other: "admin"},
 	},
-	"grant of no cluster": {
-		caller: fleet.Caller{Role: fleet.RoleNone, Access: grant("elsewhere-*", fleet.RoleViewer)},
-		global: "none", in: map[string]string{other + "x": "viewer"},
+	"grant of no cluster": { // by name it is in sight, and there is none: no different from one that is and is hidden
+		caller: fleet.Caller{Role: fleet.RoleNone, Access: grant(unknown, fleet.RoleOperator)},
+		global: "none", in: map[string]string{unknown: "operator"},
 	},
 	"token of an admin, to view own": {
 		caller: fleet.Caller{Role: fleet.RoleAdmin, Limit: &fleet.Limit{Role: fleet.RoleViewer, Scope: own}},
@@ -304,8 +304,7 @@ func (p principal) verdict(r rule, cluster string) int {
 	case nobody, allOver:
 		return forbidden(p.holds(r.needs, ""))
 	case anyhow:
-		// Somebody with a grant could see a cluster any moment: their lists are empty.
-		return forbidden(p.somewhere(r.needs) || p.caller.Access != nil && r.needs == "view")
+		return forbidden(p.somewhere(r.needs))
 	case inPath:
 		if !exists || !p.holds("view", cluster) {
 			return http.StatusNotFound
@@ -313,7 +312,7 @@ func (p principal) verdict(r rule, cluster string) int {
 		return forbidden(p.holds(r.needs, cluster))
 	}
 	// Of batches and of nodes that are named.
-	if r.needs != "view" && !p.somewhere(acts...) || r.needs == "view" && !p.somewhere("view") && p.caller.Access == nil {
+	if r.needs != "view" && !p.somewhere(acts...) || r.needs == "view" && !p.somewhere("view") {
 		return http.StatusForbidden
 	}
 	switch {
@@ -403,6 +402,9 @@ func (s *site) verdicts(t *testing.T, rt route, name string, who principal, via 
 			}
 		}
 		answers[cluster] = plainly(w, c, cluster)
+	}
+	if r.about == inBody && who.holds("view", unknown) {
+		return // the form offers what the person may do under that name
 	}
 	for _, cluster := range clusters {
 		if len(clusters) > 1 && !who.dead && !who.holds("view", "") && !who.holds("view", cluster) && answers[cluster] != answers[unknown] {
