@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/net/html"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // escapes are ways out of where a text is put; vectors are what would be done outside.
@@ -107,4 +109,29 @@ func TestMarkup_SeesInjection(t *testing.T) {
 			t.Errorf("%s goes unseen", b)
 		}
 	}
+}
+
+// FuzzNode: a node whose every text is s has the rows and the page that any node has.
+func FuzzNode(f *testing.F) {
+	for i, e := range escapes {
+		f.Add(e + vectors[i])
+	}
+	for _, s := range []string{"", "\xff", "\u202e", "a/b", "..", "%2e", strings.Repeat("<", 300)} {
+		f.Add(s)
+	}
+	l := sampleLayout(plainly, "en")
+	page := func(tb testing.TB, say say) string {
+		n, c := sampleNode(say), sampleCluster(say, fleet.ClusterLive)
+		row := Renderer{}.NodeRow(n, "en")
+		pods := fleet.PodList{Read: noon, Pods: []fleet.Pod{{Namespace: say("a"), Name: say("b"), Phase: say("Running"), OwnerKind: say("Job"), OwnerName: say("c"), Created: noon}}}
+		return markup(tb, render(tb, Node(NodePage{Layout: l, Node: n, Cluster: c, Row: row, Stream: "/x", PodsURL: "/y", CanCordon: true, Key: "k"}))) +
+			markup(tb, render(tb, Pods(PodsFragment{Lang: "en", Cluster: say("c"), Node: say("n"), List: pods, Now: noon}))) +
+			markup(tb, render(tb, ClusterRowView(ClusterRow{Cluster: c, Lang: "en"})))
+	}
+	want := page(f, func(s string) string { return s + "x" })
+	f.Fuzz(func(t *testing.T, text string) {
+		if got := page(t, func(s string) string { return s + "x" + text }); got != want {
+			t.Errorf("%q makes other markup:\n%s", text, got)
+		}
+	})
 }
