@@ -35,7 +35,7 @@ func TestApp_GrantTakenAwayStopsTheBatch(t *testing.T) {
 		patches atomic.Int32
 		taken   = make(chan error, 1)
 	)
-	cluster := fakeClusterWith(t, "prod-1", func(req *http.Request) {
+	cluster := fakeClusterWith(t, "prod-1", "node-", func(req *http.Request) {
 		if req.Method == http.MethodPatch && patches.Add(1) == 1 {
 			_, err := r.on(config.CommandUserRevoke, config.User{Name: "vic", Scope: "prod-*"})
 			taken <- err

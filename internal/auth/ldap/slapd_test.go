@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/ldaptest"
 )
@@ -44,7 +46,7 @@ func realConfig(d *ldaptest.Directory, url string) Config {
 	return Config{
 		URL: url, CAs: d.CAs, BindDN: ldaptest.Searcher, BindPassword: d.Password, UserBase: ldaptest.People, UserFilter: "(uid={{name}})",
 		IDAttribute: "entryUUID", GroupFilter: "(member={{dn}})", GroupName: "cn",
-		Roles: map[string]fleet.Role{"sre": fleet.RoleOperator, "cn=staff," + ldaptest.Groups: fleet.RoleViewer},
+		Roles: fleet.RoleMap{"sre": {{Role: fleet.RoleOperator}}, "cn=staff," + ldaptest.Groups: {{Role: fleet.RoleViewer}}},
 	}
 }
 
@@ -58,7 +60,7 @@ func TestCheck_RealDirectory(t *testing.T) {
 	}
 	nobody := func(what string, got fleet.Vouched, err error) {
 		t.Helper()
-		if !errors.Is(err, fleet.ErrUnauthenticated) || errors.Is(err, fleet.ErrUnavailable) || got != (fleet.Vouched{}) {
+		if !errors.Is(err, fleet.ErrUnauthenticated) || errors.Is(err, fleet.ErrUnavailable) || !cmp.Equal(got, fleet.Vouched{}) {
 			t.Errorf("%s: %+v, %v", what, got, err)
 		}
 	}
