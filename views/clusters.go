@@ -47,7 +47,9 @@ var rightWords = []struct {
 }{
 	{"nodes", func(t fleet.TestedRight) bool { return t.Resource == "nodes" && t.Verb != "patch" }},
 	{"change", func(t fleet.TestedRight) bool { return t.Resource == "nodes" && t.Verb == "patch" }},
-	{"pods", func(t fleet.TestedRight) bool { return t.Resource == "pods" && t.Subresource == "" && t.Verb != "delete" }},
+	{"pods", func(t fleet.TestedRight) bool {
+		return t.Resource == "pods" && t.Subresource == "" && t.Verb != "delete"
+	}},
 	{"evict", func(t fleet.TestedRight) bool { return t.Subresource == "eviction" }},
 	{"delete", func(t fleet.TestedRight) bool { return t.Resource == "pods" && t.Verb == "delete" }},
 	{"budgets", func(t fleet.TestedRight) bool { return t.Resource == "poddisruptionbudgets" }},

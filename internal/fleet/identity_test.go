@@ -32,7 +32,8 @@ func TestCaller_In(t *testing.T) {
 		{"groups", Caller{Name: "é@x", Role: RoleViewer, Groups: []string{"sre", "cn=a,dc=b"}}, "prod", "p/", Persona{"p/é@x", []string{"p/role:viewer", "p/group:sre", "p/group:cn=a,dc=b"}}},
 		{
 			"a token cuts a role down",
-			Caller{Name: "ada", Role: RoleAdmin, Limit: &Limit{Role: RoleOperator, Scope: "prod"}}, "prod", "", Persona{"ada", []string{"role:operator"}},
+			Caller{Name: "ada", Role: RoleAdmin, Limit: &Limit{Role: RoleOperator, Scope: "prod"}},
+			"prod", "", Persona{"ada", []string{"role:operator"}},
 		},
 		{"and to some clusters", Caller{Name: "ada", Role: RoleAdmin, Limit: &Limit{Role: RoleOperator, Scope: "prod"}}, "stage", "", Persona{User: "ada"}},
 		{"a token gives nothing", Caller{Name: "ada", Role: RoleViewer, Limit: &Limit{Role: RoleAdmin, Scope: Everywhere}}, "prod", "", Persona{"ada", []string{"role:viewer"}}},

@@ -77,6 +77,7 @@ func TestImpersonate_EveryWriteIsThePersons(t *testing.T) {
 	grantGroup(t, c, "knm:role:operator", shipped(t, "rbac-impersonate.yaml", "ClusterRole", "kube-node-manager-operator"))
 	for _, manifest := range []string{"rbac-impersonate.yaml", "rbac-impersonate-constrained.yaml"} {
 		t.Run(manifest, func(t *testing.T) {
+			t.Parallel()
 			w, us := impersonating(t, c, manifest)
 			w.run()
 			node := c.Node(t, kubetest.NodeSpec{})
