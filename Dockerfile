@@ -8,7 +8,7 @@ COPY . .
 ARG VERSION=dev
 ENV CGO_ENABLED=0
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/kube-node-manager ./cmd/kube-node-manager \
+    go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o /out/kube-node-manager ./cmd/kube-node-manager \
     && mkdir -p /out/data
 
 FROM scratch

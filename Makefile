@@ -5,7 +5,10 @@ GO         ?= go
 BIN        := bin
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
-LINT       := $(GO) tool -modfile=tools/go.mod golangci-lint
+# The same commit and Go version give the same bytes, wherever it is built: no paths, no times, nothing of the checkout.
+BUILD      := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+TOOL       := $(GO) tool -modfile=tools/go.mod
+LINT       := $(TOOL) golangci-lint
 # Changes a second in the demo's clusters; 0 turns them off.
 TRICKLE    ?= 0.5
 LISTEN     ?= 127.0.0.1:8080
@@ -14,7 +17,7 @@ KUBECONFIG ?= $(HOME)/.kube/config
 TEST_TIMEOUT ?= 25m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build devcluster browser postgres test check generate generated tidy fix lint vet bench bench-quick bench-go fuzz image clean
+.PHONY: help demo run build sbom reproducible vuln defects devcluster browser postgres slapd test check generate generated tidy fix lint vet bench bench-quick bench-go fuzz image clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -26,7 +29,20 @@ run: build ## the app with your own kubeconfig; every context becomes a cluster
 	@$(BIN)/kube-node-manager serve --listen $(LISTEN) --kubeconfig $(KUBECONFIG) --log-format text
 
 build: ## the binary, into bin/
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/kube-node-manager ./cmd/kube-node-manager
+	@$(BUILD) -o $(BIN)/kube-node-manager ./cmd/kube-node-manager
+
+sbom: build ## what the binary is made of, as CycloneDX: bin/kube-node-manager.cdx.json
+	@$(GO) run ./internal/sbom $(BIN)/kube-node-manager >$(BIN)/kube-node-manager.cdx.json
+
+reproducible: ## build the commit twice, elsewhere and from nothing, and compare (minutes: everything is compiled again)
+	@VERSION=$(VERSION) deploy/reproducible.sh
+
+vuln: ## known vulnerabilities that the product reaches; needs the network, and says so where there is none
+	@$(TOOL) govulncheck ./cmd/kube-node-manager || { code=$$?; \
+	  [ $$code = 3 ] || echo "make vuln: nothing was checked: the database of vulnerabilities could not be asked" >&2; exit $$code; }
+
+defects: devcluster ## plant faults in the product, one at a time: the tests have to notice each (half an hour)
+	$(GO) run ./internal/defects
 
 devcluster: ## build the local control plane (minutes the first time, nothing afterwards)
 	@deploy/devcluster/build.sh >/dev/null
@@ -38,7 +54,10 @@ browser: ## install Chromium for the browser tests where it is missing
 postgres: ## install PostgreSQL for the tests where it is missing
 	@deploy/install-postgresql.sh
 
-test: browser postgres devcluster ## everything: unit, real control plane, browser and PostgreSQL; with the race detector
+slapd: ## install OpenLDAP's server for the tests where it is missing
+	@deploy/install-slapd.sh
+
+test: browser postgres slapd devcluster ## everything: unit, real control plane, browser, PostgreSQL and directory; with the race detector
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
 	# The same flags as its build, and no vet: both would compile or read all of Kubernetes once more.
 	cd deploy/devcluster && CGO_ENABLED=0 GOFLAGS=-buildvcs=false $(GO) test -trimpath -vet=off ./...

@@ -290,9 +290,9 @@ func TestCreateBatch_Negotiation(t *testing.T) {
 			open := got.Open
 			got.Open = nil
 			want := realtime.BatchStream{Batch: "b1", Viewer: realtime.Viewer{
-				Session: "hash-operator", UserID: "u-operator", Addr: "192.0.2.1", Lang: "en", Format: tt.format,
+				Session: "hash-operator", UserID: "u-operator", Addr: "192.0.2.1", Lang: "en", Format: tt.format, Sight: fleet.SeesAll(),
 			}}
-			if diff := cmp.Diff(want, got); diff != "" {
+			if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b fleet.Sight) bool { return a.Key() == b.Key() })); diff != "" {
 				t.Error(diff)
 			}
 			if (tt.format == realtime.HTML) != (len(open) > 0) {

@@ -77,12 +77,12 @@ func (s *server) freshViewer(r *http.Request, format realtime.Format) realtime.V
 
 // streamPanel answers a form of htmx: the panel first, then its rows and counters as they change.
 func (s *server) streamPanel(w http.ResponseWriter, r *http.Request, id string) error {
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return err
 	}
 	panel, err := views.Fragment(views.Panel(views.BatchPanel{
-		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b), Embedded: true, Nonce: stateOf(r).nonce, Key: rand.Text(),
+		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b, items), Embedded: true, Nonce: stateOf(r).nonce, Key: rand.Text(),
 	}))
 	if err != nil {
 		return err
@@ -92,13 +92,24 @@ func (s *server) streamPanel(w http.ResponseWriter, r *http.Request, id string) 
 }
 
 // canSteer tells whether the buttons are offered. Whether they work is decided where batches are kept.
-func canSteer(c fleet.Caller, b fleet.Batch) bool {
+func canSteer(c fleet.Caller, b fleet.Batch, items []fleet.Item) bool {
 	p, ok := b.Operation.Action.Permission()
-	return ok && c.May(p, "")
+	if c.May(p, "") {
+		return ok
+	}
+	asked := map[string]bool{}
+	for i := range items {
+		cluster := items[i].Ref.Cluster
+		if !asked[cluster] && !c.May(p, cluster) {
+			return false
+		}
+		asked[cluster] = true
+	}
+	return ok && len(items) > 0
 }
 
 func (s *server) writeBatch(w http.ResponseWriter, r *http.Request, status int, id string) error {
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}
@@ -142,6 +153,9 @@ func (s *server) batchStream(w http.ResponseWriter, r *http.Request) error {
 	if wantsHTML(r) {
 		format = realtime.HTML
 	}
+	if err := s.cfg.Batches.Sees(r.Context(), callerOf(r), id); err != nil {
+		return notFound(err, unknownBatch(id))
+	}
 	err = s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.viewer(r, format), Batch: id})
 	return notFound(err, unknownBatch(id))
 }
@@ -183,7 +197,7 @@ func (s *server) listBatches(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	list, err := s.cfg.Batches.List(r.Context(), f)
+	list, err := s.cfg.Batches.List(r.Context(), callerOf(r), f)
 	if err != nil {
 		return err
 	}
@@ -204,7 +218,7 @@ func (s *server) batchesPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	list, err := s.cfg.Batches.List(r.Context(), f)
+	list, err := s.cfg.Batches.List(r.Context(), callerOf(r), f)
 	if err != nil {
 		return err
 	}
@@ -221,12 +235,12 @@ func (s *server) batchPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}
 	p := views.BatchPage{Layout: s.layout(r, "batch.title", "batches"), Panel: views.BatchPanel{
-		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b), Nonce: stateOf(r).nonce, Key: rand.Text(),
+		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b, items), Nonce: stateOf(r).nonce, Key: rand.Text(),
 	}}
 	if b.State == fleet.BatchDone {
 		p.Static = true

@@ -50,7 +50,7 @@ type Nodes interface {
 	FullNode(ref fleet.NodeRef) ([]byte, error)
 	// Row is the node's live row as rendered for lists.
 	Row(ref fleet.NodeRef, lang string) ([]byte, error)
-	Clusters() []fleet.Cluster
+	Clusters(sight fleet.Sight) []fleet.Cluster
 	// Matching lists the refs of every node the query matches, whatever the page, at most limit.
 	Matching(q *realtime.Query, limit int) []fleet.NodeRef
 	// Pods reads the pods of a node from the API server, now.
@@ -94,16 +94,21 @@ type Batches interface {
 	// Submit authorises every node, freezes the list and records the batch. The same idempotency key of the same
 	// person answers with the batch it made before. FieldError, ErrForbidden, BusyError.
 	Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (fleet.Batch, error)
-	Batch(ctx context.Context, id string) (fleet.Batch, []fleet.Item, error)
-	List(ctx context.Context, f fleet.BatchFilter) ([]fleet.Batch, error)
+	// Batch and all that follows is ErrNotFound for a batch that is about a cluster which the person does not see. What
+	// is answered names no other such batch.
+	Batch(ctx context.Context, by fleet.Caller, id string) (fleet.Batch, []fleet.Item, error)
+	// Sees is ErrNotFound for such a batch too; whether there is one for those who see everything, it does not say.
+	Sees(ctx context.Context, by fleet.Caller, id string) error
+	// List leaves such batches out.
+	List(ctx context.Context, by fleet.Caller, f fleet.BatchFilter) ([]fleet.Batch, error)
 	Cancel(ctx context.Context, by fleet.Caller, id string) error
 	// Plan says what Submit of the same would do, as far as looking can tell. The errors are those of Submit, but for
 	// a missing confirmation.
 	Plan(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (*fleet.Plan, error)
 	// BatchPlan is the plan that a batch was made by, ErrNotFound if it was made without one.
-	BatchPlan(ctx context.Context, id string) (*fleet.Plan, error)
+	BatchPlan(ctx context.Context, by fleet.Caller, id string) (*fleet.Plan, error)
 	// Events are the transitions of a batch's drains after a sequence number, oldest first, at most limit.
-	Events(ctx context.Context, id string, after int64, limit int) ([]fleet.BatchEvent, error)
+	Events(ctx context.Context, by fleet.Caller, id string, after int64, limit int) ([]fleet.BatchEvent, error)
 	// Pause starts no further node and no further eviction until Resume; what is ending ends. Both are ErrConflict where
 	// there is nothing to do. Resume also goes on with a batch that waits for a person.
 	Pause(ctx context.Context, by fleet.Caller, id string) error
@@ -181,6 +186,8 @@ type People interface {
 // Audit reads the record.
 type Audit interface {
 	Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error)
+	// Export records that it is done, in the words of what, and hands out the entries page by page, oldest first.
+	Export(ctx context.Context, by fleet.Caller, what string, f fleet.AuditFilter, each func([]fleet.Entry) error) error
 	// Denied records a refusal that a handler decided.
 	Denied(ctx context.Context, by fleet.Caller, action, detail string)
 }

@@ -39,7 +39,7 @@ var least = map[string]string{
 	"GET /api/v1/users":                  "admin", "POST /api/v1/users": "admin", "PATCH /api/v1/users/{name}": "admin", "POST /api/v1/users/{name}": "admin",
 	"GET /api/v1/tokens": "viewer", "POST /api/v1/tokens": "viewer", "DELETE /api/v1/tokens/{id}": "viewer", "POST /api/v1/tokens/{id}/delete": "viewer",
 	"GET /api/v1/sessions": "viewer", "DELETE /api/v1/sessions/{id}": "viewer", "POST /api/v1/sessions/{id}/delete": "viewer",
-	"GET /api/v1/audit":          "admin",
+	"GET /api/v1/audit": "admin", "GET /api/v1/audit/export": "admin",
 	"POST /api/v1/second-factor": "viewer", "POST /api/v1/second-factor/confirm": "viewer", "POST /api/v1/second-factor/delete": "viewer",
 }
 
@@ -129,7 +129,8 @@ func TestMatrix(t *testing.T) {
 							t.Errorf("denials on record: %q", s.denied)
 						}
 					}
-					if i < slices.Index(roles, need) && (len(s.specs) > 0 || len(s.planned) > 0 || len(s.calls) > 0 || len(s.streams) > 0) {
+					s.calls = slices.DeleteFunc(s.calls, func(c string) bool { return c == "PeekSession" }) // who it is may be asked
+					if i < slices.Index(roles, need) && (len(s.specs) > 0 || len(s.planned) > 0 || len(s.calls) > 0 || len(s.streams) > 0 || len(s.exports) > 0) {
 						t.Errorf("something was done: %v %v %v", s.specs, s.calls, s.streams)
 					}
 				})

@@ -3,7 +3,6 @@ package handlers
 import (
 	"errors"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -388,84 +387,4 @@ func idOnly(r *http.Request) (string, error) {
 		return "", err
 	}
 	return id, in.done()
-}
-
-// Bounds of a reading of the record.
-const (
-	defaultEntries = 100
-	maxEntries     = 1000
-)
-
-func auditFilter(v url.Values) (fleet.AuditFilter, error) {
-	f := fleet.AuditFilter{
-		User: trimmed(v, "user"), Cluster: v.Get("cluster"), Node: trimmed(v, "node"), Action: trimmed(v, "action"),
-	}
-	if err := onlyParams(v, "user", "cluster", "node", "action", "since", "until", "before", "limit"); err != nil {
-		return f, err
-	}
-	var err error
-	if f.Since, err = moment("since", v.Get("since")); err != nil {
-		return f, err
-	}
-	if f.Until, err = moment("until", v.Get("until")); err != nil {
-		return f, err
-	}
-	if f.Limit, err = limit(v, defaultEntries, maxEntries); err != nil {
-		return f, err
-	}
-	f.BeforeSeq, err = sequence(v.Get("before"))
-	return f, err
-}
-
-func (s *server) auditPage(w http.ResponseWriter, r *http.Request) error {
-	if s.liking(w, r) {
-		return nil
-	}
-	f, err := auditFilter(r.URL.Query())
-	if err != nil {
-		return err
-	}
-	entries, older, err := s.entries(r, f)
-	if err != nil {
-		return err
-	}
-	p := views.AuditPage{Layout: s.layout(r, "audit.title", "audit"), Entries: entries, Filter: f, Older: older}
-	p.Static = true
-	return s.show(w, r, http.StatusOK, views.Audit(p))
-}
-
-// entries reads one more than asked, to know whether there are older ones.
-func (s *server) entries(r *http.Request, f fleet.AuditFilter) (list []fleet.Entry, older int64, err error) {
-	n := f.Limit
-	f.Limit++
-	if list, err = s.cfg.Audit.Entries(r.Context(), f); err != nil {
-		return nil, 0, err
-	}
-	if len(list) > n {
-		list = list[:n]
-		older = list[n-1].Seq
-	}
-	return list, older, nil
-}
-
-func (s *server) listAudit(w http.ResponseWriter, r *http.Request) error {
-	f, err := auditFilter(r.URL.Query())
-	if err != nil {
-		return err
-	}
-	list, older, err := s.entries(r, f)
-	if err != nil {
-		return err
-	}
-	if accepts(r, "application/x-ndjson") {
-		return jsonLines(w, list)
-	}
-	if list == nil {
-		list = []fleet.Entry{}
-	}
-	body := map[string]any{"items": list}
-	if older > 0 {
-		body["before"] = older
-	}
-	return writeJSON(w, http.StatusOK, body)
 }

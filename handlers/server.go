@@ -61,6 +61,7 @@ type server struct {
 	cross    *http.CrossOriginProtection
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	exports  chan struct{} // one for each export of the record that is under way
 }
 
 // New builds the handler of the whole site. It refuses a missing dependency and a route without a known permission.
@@ -82,7 +83,7 @@ func newServer(cfg Config) (*server, error) {
 	if cfg.Templates == nil {
 		cfg.Templates = noTemplates{}
 	}
-	s := &server{cfg: cfg, mux: chi.NewMux(), pages: map[string]bool{}, cross: http.NewCrossOriginProtection()}
+	s := &server{cfg: cfg, mux: chi.NewMux(), pages: map[string]bool{}, cross: http.NewCrossOriginProtection(), exports: make(chan struct{}, maxExports)}
 	if cfg.External != nil {
 		s.origin = cfg.External.Scheme + "://" + cfg.External.Host
 		if err := s.cross.AddTrustedOrigin(s.origin); err != nil {
@@ -139,10 +140,12 @@ func (s *server) routes() []route {
 		{method: post, path: "/setup", perm: fleet.PermPublic, kind: page, serve: s.setup},
 		{method: post, path: "/logout", perm: fleet.PermSelf, kind: page, serve: s.signOut},
 
-		{method: get, path: "/", perm: fleet.PermNodesView, kind: page, serve: s.home},
-		{method: get, path: "/nodes", perm: fleet.PermNodesView, kind: page, serve: s.nodesPage},
+		// The two pages on which everybody arrives are for whoever is signed in: they show what the person sees, and to who
+		// sees nothing, whom to ask.
+		{method: get, path: "/", perm: fleet.PermSelf, kind: page, serve: s.home},
+		{method: get, path: "/nodes", perm: fleet.PermSelf, kind: page, serve: s.nodesPage},
 		{method: get, path: "/nodes/stream", perm: fleet.PermNodesView, kind: stream, serve: s.nodesStream},
-		{method: get, path: "/clusters", perm: fleet.PermNodesView, kind: page, serve: s.clustersPage},
+		{method: get, path: "/clusters", perm: fleet.PermSelf, kind: page, serve: s.clustersPage},
 		{method: get, path: "/clusters/stream", perm: fleet.PermNodesView, kind: stream, serve: s.clustersStream},
 		{method: get, path: oneCluster + "/nodes", perm: fleet.PermNodesView, kind: page, serve: s.nodesPage},
 		{method: post, path: oneCluster + "/retry", perm: fleet.PermClusterRetry, kind: api, serve: s.retryCluster},
@@ -214,6 +217,7 @@ func (s *server) routes() []route {
 		{method: post, path: v1 + "/second-factor/confirm", perm: fleet.PermSelf, kind: api, serve: s.confirmFactor},
 		{method: post, path: v1 + "/second-factor/delete", perm: fleet.PermSelf, kind: api, serve: s.dropFactor},
 		{method: get, path: v1 + "/audit", perm: fleet.PermAuditView, kind: api, serve: s.listAudit},
+		{method: get, path: v1 + "/audit/export", perm: fleet.PermAuditView, kind: stream, serve: s.exportAudit},
 	}
 }
 
@@ -304,11 +308,36 @@ func (s *server) guard(w http.ResponseWriter, r *http.Request, rt route, h handl
 	if err != nil {
 		return err
 	}
-	if !caller.May(rt.perm, cluster) {
+	// A route of no cluster in particular is open to who may do it anywhere; its handler asks for each cluster.
+	permitted := caller.MaySomewhere(rt.perm)
+	if strings.Contains(rt.path, clusterParam) {
+		if err := s.exists(r, rt, caller, cluster); err != nil {
+			return err
+		}
+		permitted = caller.May(rt.perm, cluster)
+	}
+	if !permitted {
 		s.cfg.Audit.Denied(r.Context(), caller, rt.method+" "+rt.path, "role "+string(caller.Role)+" does not hold "+string(rt.perm))
 		return say(fleet.ErrForbidden, "error.role", "the role {{.Part}} does not permit this", "Part", string(caller.Role))
 	}
 	return h(w, r)
+}
+
+// clusterParam is how the path of a route that is about one cluster names it.
+const clusterParam = "{cluster}"
+
+// exists refuses a cluster of the path that there is not, or not for this person: before anything else is said or read,
+// and in the same words, so that nothing tells the one from the other. That somebody asked for what they do not see is on
+// record, whether there is such a cluster or not, because the time that this takes would tell.
+func (s *server) exists(r *http.Request, rt route, caller fleet.Caller, cluster string) error {
+	if !caller.Sees(cluster) {
+		s.cfg.Audit.Denied(r.Context(), caller, rt.method+" "+rt.path, fmt.Sprintf("does not see cluster %.100q", cluster))
+		return unknownCluster(cluster)
+	}
+	if rt.perm == fleet.PermClusterAdmin && slices.ContainsFunc(s.cfg.Managed.Managed(), func(c fleet.ManagedCluster) bool { return c.Name == cluster }) {
+		return nil // it can be repaired and removed though it is not watched
+	}
+	return s.knownCluster(caller, cluster)
 }
 
 // setDeadlines arms the connection for this request; zero takes a deadline away. A writer without a connection, as tests

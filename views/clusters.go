@@ -40,6 +40,14 @@ func (f ClusterForm) ofNew(s string) string {
 	return s
 }
 
+// noClusters is the text for somebody who sees no cluster: that there is none, or whom to ask.
+func noClusters(noSight bool) string {
+	if noSight {
+		return "empty.nosight"
+	}
+	return "empty.noclusters"
+}
+
 // rightWords are the words for rights, several of which may be one thing to a person.
 var rightWords = []struct {
 	key string // of the catalogue, behind "right."

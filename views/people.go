@@ -67,22 +67,6 @@ func oidcURL(next string) string {
 	return "/login/oidc?" + url.Values{"next": {next}}.Encode()
 }
 
-func auditURL(f fleet.AuditFilter, before int64) string {
-	v := url.Values{}
-	for name, value := range map[string]string{
-		"user": f.User, "cluster": f.Cluster, "node": f.Node, "action": f.Action, "since": day(f.Since), "until": day(f.Until),
-	} {
-		if value != "" {
-			v.Set(name, value)
-		}
-	}
-	if f.Limit > 0 {
-		v.Set("limit", strconv.Itoa(f.Limit))
-	}
-	v.Set("before", strconv.FormatInt(before, 10))
-	return "/audit?" + v.Encode()
-}
-
 // day is what a date input reads and writes.
 func day(t time.Time) string {
 	if t.IsZero() {
@@ -101,11 +85,4 @@ func outcomeClass(o string) string {
 		return "warn"
 	}
 	return "unk"
-}
-
-func auditOutcome(lang, o string) string {
-	if key := "outcome." + o; Has(key) {
-		return T(lang, key)
-	}
-	return o
 }

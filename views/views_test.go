@@ -356,7 +356,7 @@ func TestForms_Fields(t *testing.T) {
 		"/api/v1/users/ada":             {"role", "disabled", "invite", "second_factor"},
 		"/api/v1/users/bob":             {"role", "disabled", "invite"},
 		"/batches":                      {"state", "user", "cluster", "since"},
-		"/audit":                        {"user", "action", "cluster", "node", "since", "until"},
+		"/audit":                        {"user", "action", "cluster", "node", "outcome", "batch", "session", "since", "until"},
 		"/nodes":                        {"q", "sort", "per_page", "group"},
 		"/clusters/prod-eu/nodes":       {"q", "sort", "per_page", "group"},
 		"/api/v1/batches/01JB/cancel":   nil,

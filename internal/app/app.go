@@ -26,7 +26,6 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
-	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 	"github.com/kube-node-manager/kube-node-manager/internal/nodeops"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 	"github.com/kube-node-manager/kube-node-manager/internal/templates"
@@ -34,13 +33,9 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/views"
 )
 
-// Limits of connections. A whole request has a deadline of its own, set by handlers; a stream has none.
 const (
-	readHeaderTimeout = 5 * time.Second
-	idleTimeout       = 90 * time.Second
-	maxHeader         = 64 << 10
-	batchGrace        = 8 * time.Second // part of config.ShutdownTimeout
-	inCluster         = "in-cluster"    // name of the cluster this process runs in
+	batchGrace = 8 * time.Second // part of config.ShutdownTimeout
+	inCluster  = "in-cluster"    // name of the cluster this process runs in
 )
 
 // Options are what New takes beside the configuration.
@@ -91,6 +86,12 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 
 	if a.store, err = store.Open(ctx, store.Config{
 		Dir: cfg.Dir, URL: cfg.URL.Reveal(), Exclusive: true, Logger: a.component("store"), Committed: committed(registry),
+		ClusterUID: func(cluster string) string {
+			if a.manager == nil { // nobody is watched yet
+				return ""
+			}
+			return a.manager.ClusterUID(cluster)
+		},
 	}); err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
@@ -111,7 +112,14 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		},
 	})
 	terms := newTerms(cfg)
+	keys, err := a.sealKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
 	authCfg := auth.Config{Store: a.store, Audit: record, Logger: a.logger}
+	if keys != nil { // a nil pointer in an interface is no nil
+		authCfg.Sealer = keys
+	}
 	if err := a.signInWays(&authCfg); err != nil {
 		return nil, err
 	}
@@ -124,18 +132,12 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	if err := a.addClusters(); err != nil {
 		return nil, err
 	}
-	keys, err := credentialsKeys(cfg.CredentialsKey)
-	if err != nil {
-		return nil, err
-	}
 	a.web = newWebClusters(a, record, keys, terms.of)
-	if err := a.web.load(ctx); err != nil {
-		return nil, fmt.Errorf("reading the clusters added through the web: %w", err)
-	}
+	a.web.load(ctx)
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)
-	shelf := templates.New(templates.Config{Store: a.store, Audit: record, Check: checkMarks})
+	shelf := templates.New(templates.Config{Store: a.store, Audit: record})
 	verbs := nodeops.New(nodeops.Config{
 		Clients: a.manager.Clients,
 		Record:  record, Authority: authority{a.store}, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Remembered: a.manager.Object,
@@ -234,19 +236,17 @@ func (a *App) listen(ctx context.Context, site http.Handler, registry *prometheu
 	if err != nil {
 		return err
 	}
-	base := context.WithoutCancel(ctx)
-	newServer := func(h http.Handler, name string) *http.Server {
-		return &http.Server{
-			Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-			ErrorLog:    slog.NewLogLogger(a.component(name).Handler(), slog.LevelDebug), // what strangers do to a port
-			BaseContext: func(net.Listener) context.Context { return base },
-		}
+	counts, err := newDoorMetrics(registry)
+	if err != nil {
+		return err
 	}
-	a.server = newServer(site, "http")
+	a.server = a.newServer(ctx, site, "http")
 	if a.http, err = realtime.ListenConfig().Listen(ctx, "tcp", a.cfg.Listen); err != nil {
 		return fmt.Errorf("listening on %s: %w", a.cfg.Listen, err)
 	}
 	a.ends.push("closing the listener", func(context.Context) error { return ignoreClosed(a.http.Close()) })
+	total, perAddr := a.ceiling(openFiles())
+	a.http = &door{Listener: a.http, total: total, perAddr: perAddr, proxies: a.cfg.Proxies, metrics: counts}
 	if secure != nil {
 		a.server.TLSConfig = secure
 		a.http = tls.NewListener(a.http, secure)
@@ -254,11 +254,12 @@ func (a *App) listen(ctx context.Context, site http.Handler, registry *prometheu
 	if a.cfg.MetricsListen == "" {
 		return nil
 	}
-	a.metrics = newServer(metricsHandler(registry), "metrics")
+	a.metrics = a.newServer(ctx, metricsHandler(registry), "metrics")
 	a.metrics.ReadTimeout, a.metrics.WriteTimeout = 10*time.Second, 30*time.Second
 	if a.prom, err = new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.MetricsListen); err != nil {
 		return fmt.Errorf("listening on %s for metrics: %w", a.cfg.MetricsListen, err)
 	}
+	a.prom = &door{Listener: a.prom, total: metricsConnections}
 	a.ends.push("closing the metrics listener", func(context.Context) error { return ignoreClosed(a.prom.Close()) })
 	return nil
 }
@@ -422,13 +423,6 @@ func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, err
 	return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
 }
 
-// checkMarks is the grammar that the lines of templates have.
-func checkMarks(labels, taints []string) error {
-	_, labelErr := marks.ParseLabels("labels", labels)
-	_, taintErr := marks.ParseTaints("taints", taints)
-	return errors.Join(labelErr, taintErr)
-}
-
 // steering puts on record what people do to the connections of clusters.
 type steering struct {
 	manager *realtime.Manager
@@ -449,6 +443,7 @@ func (x steering) Retry(ctx context.Context, by fleet.Caller, cluster string) er
 func (x steering) Accept(ctx context.Context, by fleet.Caller, cluster, uid string) error {
 	e := audit.By(by)
 	e.Action, e.Phase, e.Cluster, e.Outcome, e.Detail = "cluster.accept", "event", cluster, "succeeded", "uid "+uid
+	e.ClusterUID = uid
 	return x.manager.Accept(ctx, cluster, uid, e)
 }
 

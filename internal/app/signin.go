@@ -5,38 +5,17 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/auth"
-	"github.com/kube-node-manager/kube-node-manager/internal/auth/atrest"
 	"github.com/kube-node-manager/kube-node-manager/internal/auth/ldap"
 	"github.com/kube-node-manager/kube-node-manager/internal/auth/oidc"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
-// totpKey is the file that is made beside a SQLite database.
-const totpKey = "totp.key"
-
 // signInWays is how people can sign in, beyond a password, as the configuration says. It calls nobody: a provider or a
 // directory that is down does not keep the program from starting.
 func (a *App) signInWays(to *auth.Config) error {
-	switch cfg := a.cfg; {
-	case cfg.TOTPKeyFile != "":
-		key, err := atrest.Load(cfg.TOTPKeyFile)
-		if err != nil {
-			return err
-		}
-		to.Sealer = key
-	case cfg.URL == "":
-		key, err := atrest.Ensure(filepath.Join(cfg.Dir, totpKey))
-		if err != nil {
-			return err
-		}
-		to.Sealer = key
-	}
-	// On PostgreSQL a key made here would be another one on each replica: without a file there are no second factors.
-
 	if o := a.cfg.OIDC; o.Issuer != "" {
 		secret, err := fileSecret(o.SecretFile)
 		if err != nil {

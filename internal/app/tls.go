@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -142,6 +141,3 @@ func selfSigned(cfg config.Serve, now time.Time) (tls.Certificate, error) {
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
-
-// closedByUs tells the end of a listener that was closed on purpose from a failure.
-func closedByUs(err error) bool { return errors.Is(err, net.ErrClosed) }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -14,8 +15,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
-	"github.com/kube-node-manager/kube-node-manager/internal/auth/atrest"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
@@ -76,7 +77,11 @@ func enter(t *testing.T, dir string, wrap func(*store.Store) Store) *house {
 	if wrap != nil {
 		seen = wrap(s)
 	}
-	key, err := atrest.Ensure(filepath.Join(dir, "totp.key"))
+	file := filepath.Join(dir, "seal.key")
+	if err := seal.Create(file); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	key, err := seal.Read(file)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,7 @@ type Config struct {
 	User    User
 	Audit   Audit
 	Watch   Watch
-
-	Credentials Credentials
+	Rotate  Rotate
 }
 
 // Command names what is to be done.
@@ -33,9 +32,8 @@ const (
 	CommandAuditVerify Command = "audit verify"
 	CommandWatch       Command = "watch"
 	CommandVersion     Command = "version"
-
-	CommandRotateCredentials Command = "credentials rotate"
-	CommandNewKey            Command = "credentials new-key"
+	CommandKeyRotate   Command = "key rotate"
+	CommandKeyNew      Command = "key new"
 )
 
 // Database says where the people, batches and the record are kept.
@@ -60,6 +58,7 @@ type Serve struct {
 	LogFormat     string // json or text
 	LogLevel      slog.Level
 	Streams       Streams
+	Connections   Connections
 	CacheBytes    int64 // for nodes and their rendered rows
 
 	AuditKeyFile   string        // of the key that heads of the record are signed with; made if missing
@@ -69,14 +68,12 @@ type Serve struct {
 	LeaseNamespace string        // where the leases of nodes that are drained are, in each cluster
 	Pod            Pod           // that this process runs in; zero outside of a cluster
 
-	CredentialsKey CredentialsKey
-	AddressAllow   []netip.Prefix // of this host and its neighbours, where clusters added through the web may lead all the same
+	Key          Key
+	AddressAllow []netip.Prefix // of this host and its neighbours, where clusters added through the web may lead all the same
 
 	Identities        []ClusterIdentity // the first whose pattern holds a cluster counts; none: shared
 	ImpersonatePrefix string            // of the names and groups of people in clusters
 	Labels            []ClusterLabels   // those of every pattern that holds a cluster; of one key the first
-
-	TOTPKeyFile string // that the secrets of second factors are encrypted with; "" for one beside SQLite, none for PostgreSQL
 
 	OIDC OIDC // Issuer "" for none
 	LDAP LDAP // URL "" for none
@@ -122,6 +119,11 @@ type Streams struct {
 	PerSession, PerPerson, PerAddress, Total int
 }
 
+// Connections bounds the connections that may be open at once; 0 stands for a default that follows from Streams.
+type Connections struct {
+	PerAddress, Total int
+}
+
 // TLS tells whether our own listener speaks TLS.
 func (s Serve) TLS() bool { return s.TLSSelfSigned || s.TLSCert != "" }
 
@@ -145,21 +147,19 @@ type Audit struct {
 	Key   string // public key that they must be signed by, base64; "" for whichever they name
 }
 
-// Credentials is one of the credentials commands.
-type Credentials struct {
+// Rotate is the command that wraps secrets with another key.
+type Rotate struct {
 	Database
-	Key CredentialsKey
+	Key Key
 }
 
-// CredentialsKey says where the keys are that seal the credentials of clusters added through the web. At most one of the
-// two is set; with neither, no cluster can be added through the web.
-type CredentialsKey struct {
+// Key says where the keys are that seal secrets in the database. At most one of File and Text is set; with neither, no
+// cluster can be added through the web and no second factor set up.
+type Key struct {
 	File string
 	Text Secret // what such a file holds
+	Ours bool   // nobody named the file: it is made if it is missing
 }
-
-// Given tells whether there are keys.
-func (k CredentialsKey) Given() bool { return k.File != "" || k.Text != "" }
 
 // Watch is the command that follows the events of a server.
 type Watch struct {
@@ -213,8 +213,9 @@ func (s Serve) LogValue() slog.Value {
 		slog.Bool("tls", s.TLS()),
 		slog.String("metrics_listen", s.MetricsListen),
 		slog.Any("streams", s.Streams),
+		slog.Any("connections", s.Connections),
 		slog.Int64("cache_max_bytes", s.CacheBytes),
-		slog.Bool("clusters_through_the_web", s.CredentialsKey.Given()),
+		slog.Bool("secrets", s.Key != Key{}),
 		slog.Any("cluster_address_allow", s.AddressAllow),
 		slog.Any("cluster_identity", s.Identities),
 		slog.String("impersonate_prefix", s.ImpersonatePrefix),

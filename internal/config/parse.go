@@ -24,8 +24,8 @@ const EnvPrefix = "KNM_"
 
 // The variables without a flag: a secret on a command line shows in the list of processes.
 const (
-	tokenEnv          = EnvPrefix + "TOKEN"
-	credentialsKeyEnv = EnvPrefix + "CREDENTIALS_KEY"
+	tokenEnv = EnvPrefix + "TOKEN"
+	keyEnv   = EnvPrefix + "KEY"
 )
 
 // database are the flags of every command that opens the store.
@@ -34,9 +34,9 @@ type database struct {
 	DatabaseURL string `name:"database-url" placeholder:"postgres://…" help:"PostgreSQL instead of SQLite in the data directory; better in the variable, as others see the command line."`
 }
 
-// credentialsKey is the flag of every command that opens or seals credentials.
-type credentialsKey struct {
-	CredentialsKeyFile string `placeholder:"FILE" help:"Keys that seal the credentials of clusters added through the web, one a line, the current one first; or the variable KNM_CREDENTIALS_KEY. Without it no cluster can be added through the web."`
+// secretsKey is the flag of every command that opens or seals secrets.
+type secretsKey struct {
+	KeyFile string `placeholder:"FILE" help:"Keys that seal the secrets in the database, one a line, the current one first; or the variable KNM_KEY. By default seal.key in the data directory, made if missing; with PostgreSQL no cluster can be added through the web and no second factor set up without it."`
 }
 
 type clusterAddresses struct {
@@ -52,7 +52,7 @@ type clusterTerms struct {
 
 type serveCmd struct {
 	database
-	credentialsKey
+	secretsKey
 	clusterAddresses
 	clusterTerms
 	Listen        string   `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address to serve on (${default})."`
@@ -66,10 +66,10 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
+	connections
 	CacheMaxBytes int64 `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
 	oidcFlags
 	ldapFlags
-	TOTPKeyFile    string        `name:"totp-key-file" placeholder:"FILE" help:"File with 32 bytes in hexadecimal or base64, which the secrets of second factors are encrypted with. By default totp.key beside SQLite; with PostgreSQL there are no second factors without it."`
 	AuditKeyFile   string        `placeholder:"FILE" help:"Key that heads of the audit record are signed with; made if missing. By default audit.key in the data directory; with PostgreSQL a key that is forgotten at the end."`
 	AuditRetention time.Duration `default:"0" placeholder:"DURATION" help:"How long entries of the audit record are kept, like 8760h; 0 for ever."`
 	BatchRetention time.Duration `default:"2160h" placeholder:"DURATION" help:"How long batches are kept after their end; 0 for ever (${default})."`
@@ -202,6 +202,12 @@ type streams struct {
 	Total      int `name:"streams" default:"12000" placeholder:"N" help:"Live streams in all (${default})."`
 }
 
+// connections are the limits of connections.
+type connections struct {
+	ConnectionsPerAddress int `name:"connections-per-address" default:"0" placeholder:"N" help:"Connections of one address, or of one /64, that is not a --trusted-proxy; 0: four times --streams-per-address."`
+	Connections           int `name:"connections" default:"0" placeholder:"N" help:"Connections in all; 0: a third more than --streams. Fewer where the limit of open files is lower."`
+}
+
 type userNameCmd struct {
 	database
 	Name string `arg:"" help:"Sign-in name."`
@@ -233,13 +239,13 @@ type cli struct {
 			Key   string `name:"audit-key" placeholder:"BASE64" help:"Public key that the heads must be signed by; without it, whichever they name."`
 		} `cmd:"" help:"Check the chain of the whole record."`
 	} `cmd:"" help:"The audit record."`
-	Credentials struct {
+	Key struct {
 		Rotate struct {
 			database
-			credentialsKey
-		} `cmd:"" help:"Wrap every stored credential with the first key of the file. It can be stopped and run again."`
-		NewKey struct{} `cmd:"" name:"new-key" help:"Print a new key, as a line of a key file."`
-	} `cmd:"" help:"The stored credentials of clusters added through the web."`
+			secretsKey
+		} `cmd:"" help:"Wrap every secret in the database with the first key of the file. It can be stopped and run again."`
+		New struct{} `cmd:"" help:"Print a new key, as a line of a key file."`
+	} `cmd:"" help:"The keys that seal the secrets in the database."`
 	Watch struct {
 		Server    string `default:"http://127.0.0.1:8080" placeholder:"URL" help:"The server to follow (${default})."`
 		Cluster   string `placeholder:"NAME" help:"Only this cluster."`
@@ -343,7 +349,7 @@ func list(parts []string) []any {
 
 // unknown names every variable with our prefix that no flag of any command reads.
 func unknown(env map[string]string, model *kong.Application) error {
-	known := map[string]bool{tokenEnv: true, credentialsKeyEnv: true}
+	known := map[string]bool{tokenEnv: true, keyEnv: true}
 	var walk func(n *kong.Node)
 	walk = func(n *kong.Node) {
 		for _, f := range n.Flags {
@@ -397,12 +403,14 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 		cfg.Audit = Audit{Database: v.config(p), Heads: v.Heads, Key: v.Key}
 	case CommandWatch:
 		cfg.Watch = c.watch(p, env)
-	case CommandRotateCredentials:
-		cfg.Credentials = Credentials{Database: c.Credentials.Rotate.database.config(p), Key: c.Credentials.Rotate.credentialsKey.config(p, env)}
-		if !cfg.Credentials.Key.Given() {
-			p.add("credentials-key-file", "must be given, or the variable %s", credentialsKeyEnv)
+	case CommandKeyRotate:
+		r := c.Key.Rotate
+		db := r.database.config(p)
+		cfg.Rotate = Rotate{Database: db, Key: r.secretsKey.config(p, env, db)}
+		if cfg.Rotate.Key == (Key{}) {
+			p.add("key-file", "must be given with PostgreSQL, or the variable %s", keyEnv)
 		}
-	case CommandVersion, CommandNewKey:
+	case CommandVersion, CommandKeyNew:
 	default:
 		p.add("command", "%q has no meaning", string(cmd))
 	}
@@ -429,17 +437,22 @@ func (d database) config(p *problems) Database {
 	return Database{Dir: d.DataDir, URL: Secret(d.DatabaseURL)}
 }
 
-func (k credentialsKey) config(p *problems, env map[string]string) CredentialsKey {
-	text := strings.TrimSpace(env[credentialsKeyEnv])
-	if k.CredentialsKeyFile != "" && text != "" {
-		p.add("credentials-key-file", "not together with the variable %s", credentialsKeyEnv)
+// config is where the keys are: where the flag or the variable says, or beside the database if that is SQLite.
+func (k secretsKey) config(p *problems, env map[string]string, db Database) Key {
+	text := strings.TrimSpace(env[keyEnv])
+	switch {
+	case k.KeyFile != "" && text != "":
+		p.add("key-file", "not together with the variable %s", keyEnv)
+	case k.KeyFile == "" && text == "" && db.URL == "":
+		return Key{File: filepath.Join(db.Dir, "seal.key"), Ours: true}
 	}
-	return CredentialsKey{File: k.CredentialsKeyFile, Text: Secret(text)}
+	return Key{File: k.KeyFile, Text: Secret(text)}
 }
 
 func (s serveCmd) config(p *problems, env map[string]string) Serve {
+	db := s.database.config(p)
 	cfg := Serve{
-		Database:       s.database.config(p),
+		Database:       db,
 		Listen:         s.Listen,
 		Kubeconfigs:    s.Kubeconfig,
 		InCluster:      s.InCluster,
@@ -450,15 +463,17 @@ func (s serveCmd) config(p *problems, env map[string]string) Serve {
 		MetricsListen:  s.MetricsListen,
 		LogFormat:      s.LogFormat,
 		Streams:        s.streams.config(p),
+		Connections:    s.connections.config(p),
 		CacheBytes:     s.CacheMaxBytes,
 		LeaseNamespace: s.LeaseNamespace,
 		AuditKeyFile:   s.AuditKeyFile,
 		AuditRetention: s.AuditRetention,
 		BatchRetention: s.BatchRetention,
 		EventRetention: s.EventRetention,
-		CredentialsKey: s.credentialsKey.config(p, env),
 		Identities:     s.identities(p), ImpersonatePrefix: s.ImpersonatePrefix, Labels: s.labels(p),
-		TOTPKeyFile: s.TOTPKeyFile, OIDC: s.oidcFlags.config(p), LDAP: s.ldapFlags.config(p),
+		Key:  s.secretsKey.config(p, env, db),
+		OIDC: s.oidcFlags.config(p),
+		LDAP: s.ldapFlags.config(p),
 	}
 	switch {
 	case s.AuditKeyFile == "" && s.DatabaseURL == "":
@@ -602,6 +617,16 @@ func (s streams) config(p *problems) Streams {
 		}
 	}
 	return Streams(s)
+}
+
+func (c connections) config(p *problems) Connections {
+	if c.ConnectionsPerAddress < 0 {
+		p.add("connections-per-address", "%d is less than 0", c.ConnectionsPerAddress)
+	}
+	if c.Connections < 0 {
+		p.add("connections", "%d is less than 0", c.Connections)
+	}
+	return Connections{PerAddress: c.ConnectionsPerAddress, Total: c.Connections}
 }
 
 // checkListen reports whether addr can only be reached from this host.

@@ -33,7 +33,7 @@ func TestParse_Defaults(t *testing.T) {
 	want := Config{Command: CommandServe, Serve: Serve{
 		Database: Database{Dir: "./data"}, Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9090", LogFormat: "json",
 		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20, LeaseNamespace: "kube-node-manager", ImpersonatePrefix: "knm:",
-		AuditKeyFile: filepath.Join("data", "audit.key"), BatchRetention: 90 * 24 * time.Hour, EventRetention: 30 * 24 * time.Hour,
+		AuditKeyFile: filepath.Join("data", "audit.key"), Key: Key{File: filepath.Join("data", "seal.key"), Ours: true}, BatchRetention: 90 * 24 * time.Hour, EventRetention: 30 * 24 * time.Hour,
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -59,10 +59,14 @@ func TestParse_Commands(t *testing.T) {
 			Config{Command: CommandSetPassword, User: User{Database: Database{Dir: "./data"}, Name: "ada", PasswordFile: "p"}},
 		},
 		{
-			[]string{"credentials", "rotate", "--credentials-key-file", "k"},
-			Config{Command: CommandRotateCredentials, Credentials: Credentials{Database: Database{Dir: "./data"}, Key: CredentialsKey{File: "k"}}},
+			[]string{"key", "rotate", "--key-file", "k"},
+			Config{Command: CommandKeyRotate, Rotate: Rotate{Database: Database{Dir: "./data"}, Key: Key{File: "k"}}},
 		},
-		{[]string{"credentials", "new-key"}, Config{Command: CommandNewKey}},
+		{
+			[]string{"key", "rotate", "--data-dir", "d"},
+			Config{Command: CommandKeyRotate, Rotate: Rotate{Database: Database{Dir: "d"}, Key: Key{File: filepath.Join("d", "seal.key"), Ours: true}}},
+		},
+		{[]string{"key", "new"}, Config{Command: CommandKeyNew}},
 		{[]string{"audit", "verify"}, Config{Command: CommandAuditVerify, Audit: Audit{Database: Database{Dir: "./data"}}}},
 	} {
 		got, err := parse(t, nil, tt.args...)
@@ -89,11 +93,12 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"external-url": "https://nodes.example", "trusted-proxy": "10.0.0.0/8, 192.0.2.7", "tls-cert": "c.pem", "tls-key": "k.pem",
 		"tls-self-signed": "true", "database-url": "postgres://u:hunter2@a:5432,b:5432/d?sslmode=verify-full", "insecure-http": "true", "metrics-listen": "", "log-format": "text", "log-level": "debug",
 		"streams-per-session": "3", "streams-per-person": "4", "streams-per-address": "5", "streams": "6",
-		"credentials-key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
+		"connections-per-address": "7", "connections": "8",
+		"key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
 		"cluster-identity": "arn:x=y/*=impersonate; *=shared", "impersonate-prefix": "", "cluster-labels": "arn:x:1:env=prod,team=a;*:env=test",
 		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
 		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "heads": "-", "audit-key": "AAAA",
-		"totp-key-file": "kek", "invite": "true",
+		"invite":      "true",
 		"oidc-issuer": "https://idp.example/realm", "oidc-client-id": "us", "oidc-client-secret-file": "s", "oidc-ca-file": "ca", "oidc-scopes": "a,b",
 		"oidc-groups-claim": "teams", "oidc-name-claim": "nick", "oidc-role-map": "cn=a,dc=b=admin;sre=operator",
 		"ldap-url": "ldaps://dir.example", "ldap-ca-file": "ca", "ldap-bind-dn": "cn=us", "ldap-bind-password-file": "p", "ldap-user-base": "dc=b",
@@ -103,8 +108,8 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 	}
 	// Some flags are good only together with another one.
 	also := map[string][]string{
+		"database-url":    {"KNM_KEY_FILE=k"},
 		"audit-retention": {"KNM_AUDIT_KEY_FILE=a.key"}, "tls-cert": {"KNM_TLS_KEY=k.pem"}, "tls-key": {"KNM_TLS_CERT=c.pem"},
-		"credentials-key-file": {},
 	}
 	oidc := []string{"KNM_OIDC_ISSUER=https://idp.example", "KNM_OIDC_CLIENT_ID=x", "KNM_OIDC_ROLE_MAP=a=viewer"}
 	ldap := []string{"KNM_LDAP_URL=ldap://dir.example:389", "KNM_LDAP_USER_BASE=dc=x", "KNM_LDAP_ROLE_MAP=a=viewer"}
@@ -127,7 +132,7 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 	also["ldap-group-filter"] = append(also["ldap-group-filter"], "KNM_LDAP_GROUP_BASE=ou=g")
 	base := map[string][]string{
 		"serve": {"serve"}, "add": {"user", "add", "x"}, "list": {"user", "list"}, "disable": {"user", "disable", "x"},
-		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "reset-totp": {"user", "reset-totp", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"credentials", "rotate"},
+		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "reset-totp": {"user", "reset-totp", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"key", "rotate"},
 	}
 	parser, err := kong.New(&cli{})
 	if err != nil {
@@ -148,9 +153,6 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 			args := base[leaf.Name]
 			if leaf.Name == "add" && f.Name != "role" {
 				args = append(slices.Clip(args), "--role=viewer")
-			}
-			if leaf.Name == "rotate" && f.Name != "credentials-key-file" {
-				args = append(slices.Clip(args), "--credentials-key-file=k")
 			}
 			before := Config{}
 			if leaf.Name != "add" || f.Name != "role" {
@@ -233,8 +235,8 @@ func TestParse_Problems(t *testing.T) {
 		{"no place for data", nil, []string{"serve", "--data-dir", ""}, []string{"--data-dir"}},
 		{"token twice", []string{"KNM_TOKEN=x"}, []string{"watch", "--token-file", "f"}, []string{"--token-file"}},
 		{"token file missing", nil, []string{"watch", "--token-file", "does-not-exist"}, []string{"--token-file"}},
-		{"no keys to rotate to", nil, []string{"credentials", "rotate"}, []string{"--credentials-key-file", "KNM_CREDENTIALS_KEY"}},
-		{"keys twice", []string{"KNM_CREDENTIALS_KEY=hunter2"}, []string{"serve", "--credentials-key-file", "f"}, []string{"--credentials-key-file", "KNM_CREDENTIALS_KEY"}},
+		{"no keys to rotate to", nil, []string{"key", "rotate", "--database-url", "postgres://h/d"}, []string{"--key-file", "KNM_KEY"}},
+		{"keys twice", []string{"KNM_KEY=hunter2"}, []string{"serve", "--key-file", "f"}, []string{"--key-file", "KNM_KEY"}},
 		{"identity of what", nil, []string{"serve", "--cluster-identity", "prod=root", "--cluster-identity", "=shared"}, []string{"--cluster-identity", `"prod=root"`, `"=shared"`}},
 		{"prefix of the cluster's own", nil, []string{"serve", "--impersonate-prefix", "System:"}, []string{"--impersonate-prefix"}},
 		{"labels of what", nil, []string{"serve", "--cluster-labels", "prod", "--cluster-labels", "prod:env", "--cluster-labels", "p:a=b c"}, []string{"--cluster-labels", `"prod"`, `"env"`, `"a=b c"`}},

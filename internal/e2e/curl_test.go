@@ -26,6 +26,7 @@ func TestAPI_AsTheReadmeShows(t *testing.T) {
 	if !strings.HasPrefix(secret, "knm_") {
 		t.Fatalf("no token in the answer: %+v", token)
 	}
+	s.used("the token", secret)
 	bearer := &client{t: t, base: s.url, bearer: secret}
 
 	events := bearer.stream("GET", "/api/v1/nodes/events?cluster="+c.Name+"&q=label:example.com/pool=blue", "")

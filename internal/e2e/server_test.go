@@ -20,6 +20,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -104,6 +105,33 @@ type server struct {
 	tls     bool   // with a certificate that nobody knows
 
 	database string // address of PostgreSQL; "" for SQLite in dataDir
+
+	mu      sync.Mutex        // guards secrets
+	secrets map[string]string // that this test has used, and that must not be in the log
+}
+
+// used remembers a secret of this server, which nobody may find in its log.
+func (s *server) used(what, secret string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.secrets == nil {
+		s.secrets = map[string]string{}
+	}
+	s.secrets[what] = secret
+}
+
+// sweepLog looks for every secret that was used in all that the program has printed.
+func (s *server) sweepLog() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, err := os.ReadFile(s.log)
+	if err != nil {
+		s.t.Errorf("the log is not to be swept: %v", err)
+		return
+	}
+	for _, found := range leaks(s.secrets, map[string][]byte{"the log": b}) {
+		s.t.Error(found)
+	}
 }
 
 // startServer serves the contexts of the kubeconfigs on a free port until the test ends.
@@ -135,6 +163,7 @@ func startServerOn(t testing.TB, database string, args ...string) *server {
 	s.start()
 	t.Cleanup(func() {
 		s.stop()
+		s.sweepLog()
 		if t.Failed() {
 			if b, err := os.ReadFile(s.log); err == nil {
 				t.Logf("the server's last words:\n%s", lastLines(b, 40))
@@ -207,12 +236,21 @@ func (s *server) start() {
 }
 
 func (s *server) get(path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.url+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.send(req)
+}
+
+// send asks the server, whose certificate nobody knows if it has one.
+func (s *server) send(req *http.Request) (*http.Response, error) {
 	if !s.tls {
-		return http.Get(s.url + path)
+		return http.DefaultClient.Do(req)
 	}
 	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	defer tr.CloseIdleConnections()
-	return (&http.Client{Transport: tr}).Get(s.url + path)
+	return (&http.Client{Transport: tr}).Do(req)
 }
 
 // stop asks the program to end and waits until it has.
@@ -270,6 +308,7 @@ func (s *server) run(stdin string, args ...string) string {
 func (s *server) addUser(name, role string) string {
 	s.t.Helper()
 	password := rand.Text()
+	s.used("the password of "+name, password)
 	s.run(password, "user", "add", name, "--role", role, "--password-file", "-")
 	return password
 }
@@ -313,6 +352,7 @@ func (s *server) client(t testing.TB, name, role string) *client {
 	if c.cookie == nil {
 		t.Fatalf("no session among the cookies: %v", resp.Cookies())
 	}
+	s.used("the session of "+name, c.cookie.Value)
 	return c
 }
 

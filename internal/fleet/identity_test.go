@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func labelled(cluster string) map[string]string {
+func labelsOf(cluster string) map[string]string {
 	if cluster == "prod" {
 		return map[string]string{"env": "prod"}
 	}
@@ -17,7 +17,7 @@ func labelled(cluster string) map[string]string {
 
 func TestCaller_In(t *testing.T) {
 	t.Parallel()
-	access := NewAccess([]Grant{{Scope: "label:env=prod", Role: RoleOperator}, {Scope: "stage", Role: RoleViewer}}, labelled)
+	access := NewAccess([]Grant{{Scope: "label:env=prod", Role: RoleOperator}, {Scope: "stage", Role: RoleViewer}}, labelsOf)
 	for _, tt := range []struct {
 		name    string
 		caller  Caller

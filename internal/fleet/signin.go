@@ -28,9 +28,12 @@ type Vouched struct {
 
 // Factor is the second factor of a person.
 type Factor struct {
-	Secret   string // encrypted
-	LastStep int64  // of the last code that was taken; no code of this or an earlier step is good
+	Secret   Sealed
+	LastStep int64 // of the last code that was taken; no code of this or an earlier step is good
 }
+
+// FactorPlace is where the secret of a person's second factor is kept.
+func FactorPlace(userID string) Place { return SealedRow{Table: SealedFactors, ID: userID}.Place() }
 
 // FactorState is what a person may know of their own second factor.
 type FactorState struct {

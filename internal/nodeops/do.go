@@ -266,7 +266,6 @@ type intention struct {
 	Before any          `json:"before,omitempty"`
 	After  any          `json:"after,omitempty"`
 	Edits  []fleet.Edit `json:"edits,omitempty"`
-	As     string       `json:"as,omitempty"` // who did it in the cluster, if it was not ourselves
 }
 
 // intent finds when an earlier attempt of the same batch recorded that it was going to write to the node, and what the
@@ -308,8 +307,8 @@ func (o *Ops) intend(ctx context.Context, w *work, c *change) error {
 	rctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
 	e := entry(w.by, w.batch, w.op, w.item.Ref, "intent")
-	e.NodeUID = w.item.UID
-	detail, err := json.Marshal(intention{Before: c.before, After: c.after, Edits: c.edits, As: w.via.As})
+	e.NodeUID, e.As = w.item.UID, w.via.As
+	detail, err := json.Marshal(intention{Before: c.before, After: c.after, Edits: c.edits})
 	if err != nil {
 		return fmt.Errorf("describing a change of %s: %w", w.item.Ref, err)
 	}
@@ -328,7 +327,7 @@ func (o *Ops) result(ctx context.Context, w work, res fleet.ItemResult, failed e
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
 	e := entry(w.by, w.batch, w.op, w.item.Ref, "result")
-	e.NodeUID, e.Outcome, e.Detail = w.item.UID, string(res.State), res.Message
+	e.NodeUID, e.As, e.Outcome, e.Detail = w.item.UID, w.via.As, string(res.State), res.Message
 	if failed != nil {
 		e.Outcome = string(fleet.ItemFailed)
 	}

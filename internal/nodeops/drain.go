@@ -147,10 +147,7 @@ func (d *drainage) makeUnschedulable(ctx context.Context) error {
 
 // intend records that the node is going to be drained: everything that is written for it, the lease too, comes after.
 func (d *drainage) intend(ctx context.Context) error {
-	return d.record(ctx, string(fleet.ActionDrain), struct {
-		*fleet.DrainOptions
-		As string `json:"as,omitempty"`
-	}{d.w.op.Drain, d.w.via.As})
+	return d.record(ctx, string(fleet.ActionDrain), d.w.op.Drain)
 }
 
 // intendEviction records that a pod is going to be evicted. It is the condition for evicting it.
@@ -161,8 +158,7 @@ func (d *drainage) intendEviction(ctx context.Context, p fleet.PodProgress) erro
 		UID       string `json:"uid"`
 		Owner     string `json:"owner,omitempty"`
 		Delete    bool   `json:"delete,omitempty"` // past its budgets
-		As        string `json:"as,omitempty"`
-	}{p.Namespace, p.Name, p.UID, ownerOf(p), value(d.w.op.Drain).DisableEviction, d.w.via.As})
+	}{p.Namespace, p.Name, p.UID, ownerOf(p), value(d.w.op.Drain).DisableEviction})
 }
 
 func ownerOf(p fleet.PodProgress) string {
@@ -176,7 +172,7 @@ func (d *drainage) record(ctx context.Context, action string, what any) error {
 	rctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
 	e := entry(d.w.by, d.w.batch, d.w.op, d.w.item.Ref, "intent")
-	e.Action, e.NodeUID = action, d.w.item.UID
+	e.Action, e.NodeUID, e.As = action, d.w.item.UID, d.w.via.As
 	detail, err := json.Marshal(what)
 	if err != nil {
 		return fmt.Errorf("describing a drain of %s: %w", d.w.item.Ref, err)

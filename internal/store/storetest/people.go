@@ -41,6 +41,9 @@ func RunPeople(t *testing.T, open Open) {
 		"HalfTakesBackOne":     halfTakesBackOne,
 		"Invitations":          invitations,
 		"Identities":           vouchedIdentities,
+		"GrantsAndGroups":      grantsAndGroups,
+		"GrantsRace":           grantsRace,
+		"TokenLimits":          tokenLimits,
 	})
 }
 
@@ -50,6 +53,7 @@ func RunRecord(t *testing.T, open Open) {
 		"Chain":     chain,
 		"ChainRace": chainRace,
 		"Storable":  storable,
+		"Filters":   filters,
 	})
 }
 
@@ -619,7 +623,9 @@ func chain(t *testing.T, one, two *store.Store) {
 	}
 	prev := ""
 	for i, s := range []*store.Store{one, two, one} {
-		e, err := s.AppendEntry(ctx, fleet.Entry{Action: "x", Detail: strings.Repeat("d", i)})
+		e, err := s.AppendEntry(ctx, []fleet.Entry{
+			{Action: "x"}, {Action: "x", Cluster: "c", ClusterUID: "u", As: "ada"}, {Action: "x", Detail: "d"},
+		}[i])
 		need(t, err)
 		if e.Seq != int64(i+1) || e.Prev != prev || e.Hash != e.Sum() || e.At.IsZero() {
 			t.Errorf("entry %+v", e)
@@ -662,6 +668,52 @@ func chainRace(t *testing.T, one, two *store.Store) {
 			t.Fatalf("entry %d: %+v", i, e)
 		}
 		prev = e.Hash
+	}
+}
+
+// filters: each narrows, all together narrow more, and the pages go both ways.
+func filters(t *testing.T, one, two *store.Store) {
+	at := func(h int) time.Time { return start.Add(time.Duration(h) * time.Hour) }
+	for _, e := range []fleet.Entry{
+		{At: at(1), Actor: "ada", Action: "cordon", Cluster: "a", Node: "n1", Batch: "b1", Session: "s1", Outcome: "succeeded"},
+		{At: at(2), Actor: "ada", Action: "cordon", Cluster: "a", Node: "n2", Batch: "b1", Session: "s1", Outcome: "failed"},
+		{At: at(3), Actor: "bob", Action: "signin", Session: "s2", Outcome: "denied"},
+		{At: at(4), Actor: "bob", Action: "drain", Cluster: "b", Node: "n1", Batch: "b2", Session: "s2"},
+	} {
+		_, err := one.AppendEntry(t.Context(), e)
+		need(t, err)
+	}
+	for _, tt := range []struct {
+		f    fleet.AuditFilter
+		want []int64
+	}{
+		{fleet.AuditFilter{}, []int64{4, 3, 2, 1}},
+		{fleet.AuditFilter{Oldest: true}, []int64{1, 2, 3, 4}},
+		{fleet.AuditFilter{User: "ada"}, []int64{2, 1}},
+		{fleet.AuditFilter{Cluster: "a"}, []int64{2, 1}},
+		{fleet.AuditFilter{Node: "n1"}, []int64{4, 1}},
+		{fleet.AuditFilter{Node: "n1", Cluster: "a"}, []int64{1}},
+		{fleet.AuditFilter{Action: "cordon"}, []int64{2, 1}},
+		{fleet.AuditFilter{Outcome: "failed"}, []int64{2}},
+		{fleet.AuditFilter{Batch: "b1"}, []int64{2, 1}},
+		{fleet.AuditFilter{Session: "s2"}, []int64{4, 3}},
+		{fleet.AuditFilter{Since: at(2), Until: at(4)}, []int64{3, 2}},
+		{fleet.AuditFilter{BeforeSeq: 4, AfterSeq: 1}, []int64{3, 2}},
+		{fleet.AuditFilter{AfterSeq: 1, Oldest: true, Limit: 2}, []int64{2, 3}},
+		{fleet.AuditFilter{BeforeSeq: 4, Limit: 2}, []int64{3, 2}},
+		{fleet.AuditFilter{User: "ada", Cluster: "a", Node: "n2", Action: "cordon", Outcome: "failed", Batch: "b1", Session: "s1", Since: at(2)}, []int64{2}},
+		{fleet.AuditFilter{User: "ada", Session: "s2"}, nil},
+		{fleet.AuditFilter{Batch: "b1' OR '1'='1"}, nil},
+	} {
+		got, err := two.Entries(t.Context(), tt.f)
+		need(t, err)
+		var seqs []int64
+		for _, e := range got {
+			seqs = append(seqs, e.Seq)
+		}
+		if diff := cmp.Diff(tt.want, seqs); diff != "" {
+			t.Errorf("%+v (-want +got):\n%s", tt.f, diff)
+		}
 	}
 }
 
