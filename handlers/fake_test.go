@@ -181,12 +181,12 @@ func (wd *world) Pods(ctx context.Context, _ fleet.NodeRef) (fleet.PodList, erro
 
 // serveStream says hello, and what was asked for is kept. The real ones have tests of their own.
 func (wd *world) serveStream(w http.ResponseWriter, s any, err error) error {
-	wd.mu.Lock()
-	wd.streams = append(wd.streams, s)
-	wd.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	wd.mu.Lock()
+	wd.streams = append(wd.streams, s)
+	wd.mu.Unlock()
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-cache, no-transform")
 	w.WriteHeader(http.StatusOK)
@@ -265,6 +265,9 @@ func (f batches) clusters(id string) []string {
 
 func (f batches) Sees(_ context.Context, by fleet.Caller, id string) error {
 	sight := by.Sight()
+	if _, ok := f.wd.batches[id]; !ok && !sight.All() {
+		return fmt.Errorf("looking for batch: %w", fleet.ErrNotFound)
+	}
 	for _, name := range f.clusters(id) {
 		if !sight.All() && !slices.ContainsFunc(f.wd.Clusters(sight), func(c fleet.Cluster) bool { return c.Name == name }) {
 			return fmt.Errorf("looking for batch: %w", fleet.ErrNotFound)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -79,12 +80,11 @@ func (s *server) query(r *http.Request, cluster string) (*realtime.Query, error)
 	return realtime.ParseQuery(callerOf(r).Sight(), cluster, v)
 }
 
-// mayIn tells whether somebody may do something in a cluster, or anywhere for an empty name.
-func mayIn(c fleet.Caller, p fleet.Permission, cluster string) bool {
-	if cluster == "" {
-		return c.MaySomewhere(p)
-	}
-	return c.May(p, cluster)
+// mayIn tells whether somebody holds one of some permissions in a cluster, or anywhere for an empty name.
+func mayIn(c fleet.Caller, cluster string, any ...fleet.Permission) bool {
+	return slices.ContainsFunc(any, func(p fleet.Permission) bool {
+		return c.May(p, cluster) || cluster == "" && c.MaySomewhere(p)
+	})
 }
 
 func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
@@ -98,7 +98,7 @@ func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
 	caller, lang := callerOf(r), s.lang(r)
 	p := views.NodesPage{
 		Layout:    s.layout(r, "nodes.title", "nodes"),
-		CanCordon: mayIn(caller, fleet.PermNodeCordon, cluster),
+		CanCordon: mayIn(caller, cluster, acting...),
 		Key:       rand.Text(),
 	}
 	p.In = cluster
@@ -184,7 +184,7 @@ func (s *server) nodePage(w http.ResponseWriter, r *http.Request) error {
 	p := views.NodePage{
 		Layout: s.layout(r, "node.title", "nodes"), Node: n, Row: row,
 		Stream: base + "/stream?" + url.Values{"since": {win.Cursor}}.Encode(), PodsURL: base + "/pods",
-		CanCordon: caller.May(fleet.PermNodeCordon, ref.Cluster), Key: rand.Text(),
+		CanCordon: mayIn(caller, ref.Cluster, acting...), Key: rand.Text(),
 	}
 	p.In = ref.Cluster
 	for _, c := range win.Clusters {

@@ -179,7 +179,7 @@ func (s *server) headers(next http.Handler) http.Handler {
 		h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
 		h.Set("Cache-Control", "no-store")
 		if s.cfg.Secure {
-			h.Set("Strict-Transport-Security", "max-age=63072000")
+			h.Set("Strict-Transport-Security", "max-age=63072000; includeSubDomains")
 		}
 		next.ServeHTTP(w, r)
 	})
@@ -211,8 +211,10 @@ func limitBody(w http.ResponseWriter, r *http.Request, limit int64) error {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	if _, err := mediaOf(r); err != nil {
-		return err
+	if r.ContentLength != 0 { // over HTTP/2 there is a reader where there is no body
+		if _, err := mediaOf(r); err != nil {
+			return err
+		}
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, limit)
 	return nil

@@ -35,7 +35,8 @@ type handler func(http.ResponseWriter, *http.Request) error
 // route is one line of the table of routes.
 type route struct {
 	method, path string
-	perm         fleet.Permission // what the caller must hold; every route names one
+	perm         fleet.Permission   // what the caller must hold; every route names one
+	or           []fleet.Permission // any of which does as well
 	kind         kind
 	serve        handler
 	body         int64 // limit of the request body; 0 for bodyLimit
@@ -159,9 +160,9 @@ func (s *server) routes() []route {
 		{method: get, path: "/batches/{id}/events", perm: fleet.PermBatchView, kind: stream, serve: s.batchStream},
 		{method: get, path: "/batches/{id}/plan", perm: fleet.PermBatchView, kind: page, serve: s.batchPlanPage},
 		{method: get, path: "/batches/{id}/items/{seq}/pods", perm: fleet.PermBatchView, kind: page, serve: s.itemPods},
-		{method: post, path: "/batches/{id}/skip", perm: fleet.PermNodeCordon, kind: page, serve: s.skipByForm}, // for forms
-		{method: get, path: "/plan", perm: fleet.PermNodeCordon, kind: page, serve: s.planPage},
-		{method: post, path: "/plan", perm: fleet.PermNodeCordon, kind: page, serve: s.planPage, body: batchBodyLimit},
+		{method: post, path: "/batches/{id}/skip", perm: fleet.PermNodeCordon, or: acting, kind: page, serve: s.skipByForm}, // for forms
+		{method: get, path: "/plan", perm: fleet.PermNodeCordon, or: acting, kind: page, serve: s.planPage},
+		{method: post, path: "/plan", perm: fleet.PermNodeCordon, or: acting, kind: page, serve: s.planPage, body: batchBodyLimit},
 		{method: get, path: "/templates", perm: fleet.PermBatchView, kind: page, serve: s.templatesPage},
 		{method: get, path: "/account", perm: fleet.PermSelf, kind: page, serve: s.accountPage},
 		{method: get, path: "/users", perm: fleet.PermUsersAdmin, kind: page, serve: s.usersPage},
@@ -181,20 +182,20 @@ func (s *server) routes() []route {
 		{method: get, path: v1 + "/nodes/refs", perm: fleet.PermNodesView, kind: api, serve: s.listRefs},
 		{method: get, path: v1 + "/nodes/{cluster}/{node}", perm: fleet.PermNodesView, kind: api, serve: s.getNode},
 		{method: get, path: v1 + "/batches", perm: fleet.PermBatchView, kind: api, serve: s.listBatches},
-		// Every role that acts holds this permission; what the action needs beyond it is asked where batches are made.
-		{method: post, path: v1 + "/batches", perm: fleet.PermNodeCordon, kind: stream, serve: s.createBatch, body: batchBodyLimit},
+		// Whoever may act at all may ask; what the action needs is decided where batches are made.
+		{method: post, path: v1 + "/batches", perm: fleet.PermNodeCordon, or: acting, kind: stream, serve: s.createBatch, body: batchBodyLimit},
 		{method: get, path: v1 + "/batches/{id}", perm: fleet.PermBatchView, kind: api, serve: s.getBatch},
 		{method: get, path: v1 + "/batches/{id}/events", perm: fleet.PermBatchView, kind: stream, serve: s.batchStream},
 		{method: get, path: v1 + "/batches/{id}/plan", perm: fleet.PermBatchView, kind: api, serve: s.getPlan},
 		{method: get, path: v1 + "/batches/{id}/log", perm: fleet.PermBatchView, kind: api, serve: s.batchLog},
 		{method: get, path: v1 + "/batches/{id}/report", perm: fleet.PermBatchView, kind: api, serve: s.batchReport},
-		// Steering is for every role that acts; whether it may steer this batch is decided where batches are kept.
-		{method: post, path: v1 + "/batches/{id}/cancel", perm: fleet.PermNodeCordon, kind: api, serve: s.cancelBatch()},
-		{method: post, path: v1 + "/batches/{id}/pause", perm: fleet.PermNodeCordon, kind: api, serve: s.pauseBatch()},
-		{method: post, path: v1 + "/batches/{id}/resume", perm: fleet.PermNodeCordon, kind: api, serve: s.resumeBatch()},
-		{method: post, path: v1 + "/batches/{id}/retry", perm: fleet.PermNodeCordon, kind: stream, serve: s.retryBatch},
-		{method: post, path: v1 + "/batches/{id}/items/{seq}/skip", perm: fleet.PermNodeCordon, kind: api, serve: s.skipItem},
-		{method: post, path: v1 + "/plans", perm: fleet.PermNodeCordon, kind: api, serve: s.createPlan, body: batchBodyLimit},
+		// Steering is for whoever may act; whether it may steer this batch is decided where batches are kept.
+		{method: post, path: v1 + "/batches/{id}/cancel", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.cancelBatch()},
+		{method: post, path: v1 + "/batches/{id}/pause", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.pauseBatch()},
+		{method: post, path: v1 + "/batches/{id}/resume", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.resumeBatch()},
+		{method: post, path: v1 + "/batches/{id}/retry", perm: fleet.PermNodeCordon, or: acting, kind: stream, serve: s.retryBatch},
+		{method: post, path: v1 + "/batches/{id}/items/{seq}/skip", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.skipItem},
+		{method: post, path: v1 + "/plans", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.createPlan, body: batchBodyLimit},
 		{method: get, path: v1 + "/templates", perm: fleet.PermBatchView, kind: api, serve: s.listTemplates},
 		{method: post, path: v1 + "/templates", perm: fleet.PermTemplates, kind: api, serve: s.saveTemplate},
 		{method: get, path: v1 + "/templates/{id}", perm: fleet.PermBatchView, kind: api, serve: s.getTemplate},
@@ -226,6 +227,9 @@ var permissions = []fleet.Permission{
 	fleet.PermPublic, fleet.PermSelf, fleet.PermNodesView, fleet.PermBatchView, fleet.PermNodeCordon, fleet.PermUsersAdmin,
 	fleet.PermAuditView, fleet.PermClusterRetry, fleet.PermClusterAdmin, fleet.PermTemplates,
 }
+
+// acting are the permissions by which somebody changes nodes. Each can be had without the others.
+var acting = []fleet.Permission{fleet.PermNodeCordon, fleet.PermNodeDrain, fleet.PermNodeEdit}
 
 // register refuses the whole table if one route declares no permission: a forgotten check must not become a door.
 func (s *server) register(routes []route) error {
@@ -309,14 +313,14 @@ func (s *server) guard(w http.ResponseWriter, r *http.Request, rt route, h handl
 		return err
 	}
 	// A route of no cluster in particular is open to who may do it anywhere; its handler asks for each cluster.
-	permitted := caller.MaySomewhere(rt.perm)
+	var in string
 	if strings.Contains(rt.path, clusterParam) {
 		if err := s.exists(r, rt, caller, cluster); err != nil {
 			return err
 		}
-		permitted = caller.May(rt.perm, cluster)
+		in = cluster
 	}
-	if !permitted {
+	if !mayIn(caller, in, append([]fleet.Permission{rt.perm}, rt.or...)...) {
 		s.cfg.Audit.Denied(r.Context(), caller, rt.method+" "+rt.path, "role "+string(caller.Role)+" does not hold "+string(rt.perm))
 		return say(fleet.ErrForbidden, "error.role", "the role {{.Part}} does not permit this", "Part", string(caller.Role))
 	}

@@ -106,8 +106,8 @@ type NodesPage struct {
 	Clusters   []fleet.Cluster // those in view, with their state
 	Stream     string          // URL of the live stream, with the cursor this page was rendered at
 	NoSight    bool            // the person sees no cluster at all
-	CanCordon  bool
-	Key        string // fresh idempotency key for the batch form
+	CanCordon  bool            // the person may change some node here; what exactly says may
+	Key        string          // fresh idempotency key for the batch form
 }
 
 // NodeRow is the live row of a node list: one rendering serves every viewer with the same language. It holds no time
@@ -131,7 +131,7 @@ type NodePage struct {
 	Row       []byte // the live row, as in the list
 	Stream    string
 	PodsURL   string // fragment that is loaded behind the page
-	CanCordon bool
+	CanCordon bool   // the person may change it; what exactly says may
 	Key       string
 }
 

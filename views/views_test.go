@@ -189,7 +189,8 @@ func TestHostileTexts_ChangeNoMarkup(t *testing.T) {
 		for name, c := range samples(func(s string) string { return s + "x" }, lang) {
 			want[name] = skeleton(t, render(t, c))
 		}
-		for _, p := range payloads {
+		// All at once: TestHostileTexts_500 has more of them, and does not build the trees that a browser would.
+		for _, p := range []string{strings.Join(payloads, "x")} {
 			for name, c := range samples(func(s string) string { return s + p }, lang) {
 				got := render(t, c)
 				if d := cmp.Diff(want[name], skeleton(t, got)); d != "" {

@@ -68,7 +68,9 @@ type App struct {
 	metrics *http.Server
 	http    net.Listener
 	prom    net.Listener // nil without a metrics listener
-	closing atomic.Bool  // not ready any more: the end has begun
+
+	certificates *certFiles  // nil without any
+	closing      atomic.Bool // not ready any more: the end has begun
 }
 
 // New opens the store and the listeners and wires everything. It starts nothing. When it fails, what it had opened is
@@ -232,8 +234,8 @@ func (a *App) addClusters() error {
 
 // listen opens the listeners, so that a taken port is an error of the start.
 func (a *App) listen(ctx context.Context, site http.Handler, registry *prometheus.Registry) (err error) {
-	secure, err := tlsConfig(a.cfg, a.component("tls"))
-	if err != nil {
+	secure, files, err := tlsConfig(a.cfg, a.component("tls"))
+	if a.certificates = files; err != nil {
 		return err
 	}
 	counts, err := newDoorMetrics(registry)

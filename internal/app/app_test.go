@@ -582,7 +582,7 @@ func TestApp_SelfSigned(t *testing.T) {
 	}
 	live := p.events(p.request(t.Context(), "GET", "/api/v1/nodes/events", nil))
 	until(t, live, "synced")
-	if _, err := tls.Dial("tcp", r.Addr(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11}); err == nil {
+	if _, err := tls.Dial("tcp", r.Addr(), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}); err == nil {
 		t.Error("TLS 1.1 is spoken")
 	}
 	if err := r.stop(); err != nil {

@@ -338,11 +338,18 @@ func (s *server) client(t testing.TB, name, role string) *client {
 	t.Helper()
 	password := s.addUser(name, role)
 	c := &client{t: t, base: s.url}
+	c.login(name, password)
+	s.used("the session of "+name, c.cookie.Value)
+	return c
+}
+
+func (c *client) login(name, password string) {
+	c.t.Helper()
 	form := "username=" + name + "&password=" + password
 	resp := c.send("POST", "/login", "application/x-www-form-urlencoded", form)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusSeeOther || len(resp.Cookies()) == 0 {
-		t.Fatalf("signing in: %s, %d cookies", resp.Status, len(resp.Cookies()))
+		c.t.Fatalf("signing in: %s, %d cookies", resp.Status, len(resp.Cookies()))
 	}
 	for _, k := range resp.Cookies() {
 		if strings.Contains(k.Name, "knm") && k.HttpOnly {
@@ -350,10 +357,8 @@ func (s *server) client(t testing.TB, name, role string) *client {
 		}
 	}
 	if c.cookie == nil {
-		t.Fatalf("no session among the cookies: %v", resp.Cookies())
+		c.t.Fatalf("no session among the cookies: %v", resp.Cookies())
 	}
-	s.used("the session of "+name, c.cookie.Value)
-	return c
 }
 
 var noRedirect = &http.Client{

@@ -91,6 +91,7 @@ const (
 // From the link of an invitation to a second factor, with TLS and a real browser: what each page keeps from whoever looks
 // over the shoulder, that each link and code is good once, and that no step keeps a cookie that was there before it.
 func TestSignIn_InvitationAndSecondFactor(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Shared(t)
 	node := c.Node(t, kubetest.NodeSpec{}).Name
 	s := startServerWith(t, "--kubeconfig", c.Kubeconfig, "--tls-self-signed")
@@ -283,6 +284,7 @@ func (s *server) asCookie(name, value string) int {
 // After the sign-out the back button, and going forward again, show nothing of what was there; the pages of before are not
 // in any cache.
 func TestSignOut_BackShowsNothing(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Shared(t)
 	node := c.Node(t, kubetest.NodeSpec{}).Name
 	s := startServer(t, c.Kubeconfig)
@@ -314,6 +316,7 @@ func TestSignOut_BackShowsNothing(t *testing.T) {
 // No address that somebody puts behind the sign-in leads a browser to another site. Browsers read addresses in more ways
 // than servers do: this one is the judge.
 func TestSignIn_HostileNext(t *testing.T) {
+	t.Parallel()
 	s := startServerWith(t)
 	elsewhere := http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		t.Errorf("somebody came to %s", r.URL)
@@ -404,6 +407,7 @@ func idp(t *testing.T) *mockoidc.MockOIDC {
 // A person goes from the button to the provider and back, over the border between two sites, and is signed in. Somebody
 // whose groups are not known reads why not; and an answer that belongs to somebody else's browser signs nobody in.
 func TestSignIn_OIDC(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Shared(t)
 	m := idp(t)
 	secret := filepath.Join(t.TempDir(), "secret")
@@ -491,6 +495,7 @@ func TestSignIn_OIDC(t *testing.T) {
 // The flags for a directory, with a real one behind them: who is in it signs in through the page with the role of their
 // group; while it is away people of ours still do, and who is not let in reads something that helps.
 func TestSignIn_Directory(t *testing.T) {
+	t.Parallel()
 	ada := "uid=ada," + ldaptest.People
 	d := ldaptest.Start(t, ldaptest.Person(ada, "Ada Lovelace", "correct horse battery", "ada"),
 		ldaptest.Person("uid=eve,"+ldaptest.People, "Eve", "eves password", "eve"), ldaptest.Group("sre", ada))

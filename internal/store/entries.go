@@ -114,8 +114,12 @@ func storable(s string) string {
 
 // Entries reads the record, newest first unless the filter says otherwise: 100 entries if it says nothing, 1,000 at most.
 func (s *Store) Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error) {
+	query, args := entriesQuery(f)
+	return s.entries(ctx, query, args...)
+}
+
+func entriesQuery(f fleet.AuditFilter) (query string, args []any) {
 	var where []string
-	var args []any
 	add := func(cond string, arg any) {
 		where = append(where, cond)
 		args = append(args, arg)
@@ -141,7 +145,7 @@ func (s *Store) Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry
 	if f.AfterSeq > 0 {
 		add("seq > ?", f.AfterSeq)
 	}
-	query := `SELECT ` + entryColumns + ` FROM audit`
+	query = `SELECT ` + entryColumns + ` FROM audit`
 	if len(where) > 0 {
 		query += ` WHERE ` + strings.Join(where, " AND ")
 	}
@@ -153,7 +157,7 @@ func (s *Store) Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry
 	if limit <= 0 {
 		limit = entriesDefault
 	}
-	return s.entries(ctx, query+` LIMIT ?`, append(args, min(limit, entriesMost))...)
+	return query + ` LIMIT ?`, append(args, min(limit, entriesMost))
 }
 
 // EntriesAfter reads the record in order, from the entry after seq on.
