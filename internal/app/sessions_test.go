@@ -17,36 +17,6 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
-// pipes is a listener without a network, which a bubble of synctest can wait for.
-type pipes struct {
-	conns chan net.Conn
-	ended chan struct{}
-	once  sync.Once
-}
-
-func (p *pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.ended:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Close() error { p.once.Do(func() { close(p.ended) }); return nil }
-
-func (p *pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
-
-func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	here, there := net.Pipe()
-	select {
-	case p.conns <- there:
-		return here, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
 // A session ends to the second, idle or not, with a stream and a page that asks by itself open all the time: neither is
 // activity. The stream ends with the next look at who is still good.
 func TestSessions_EndToTheSecondUnderAStream(t *testing.T) {
@@ -73,7 +43,7 @@ func TestSessions_EndToTheSecondUnderAStream(t *testing.T) {
 				if err := a.auth.AddUser(t.Context(), onHost(), "ada", fleet.RoleViewer, password); err != nil {
 					t.Fatal(err)
 				}
-				ln := &pipes{conns: make(chan net.Conn), ended: make(chan struct{})}
+				ln := newPipes()
 				ctx, cancel := context.WithCancel(t.Context())
 				var all sync.WaitGroup
 				all.Go(func() {
@@ -81,7 +51,7 @@ func TestSessions_EndToTheSecondUnderAStream(t *testing.T) {
 						t.Error(err)
 					}
 				})
-				tr := &http.Transport{DialContext: ln.dial}
+				tr := &http.Transport{Dial: func(string, string) (net.Conn, error) { return ln.dial("192.0.2.1") }}
 				defer func() {
 					cancel()
 					bound := context.WithoutCancel(t.Context())

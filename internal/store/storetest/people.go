@@ -357,7 +357,7 @@ func sessionInFlight(t *testing.T, one, two *store.Store) {
 		wg.Wait()
 	}
 	changes := []*fleet.UserChange{nil, {Revoke: true}, {Role: new(fleet.RoleViewer)}, {Disabled: new(true)}} // nil: signed out
-	in, out := new(atomic.Int64), new(atomic.Int64) // requests that came before the end, and after
+	in, out := new(atomic.Int64), new(atomic.Int64)                                                           // requests that came before the end, and after
 	for wave := range waves {
 		acct, err := one.Account(ctx, "ada")
 		need(t, err)
