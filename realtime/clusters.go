@@ -27,6 +27,8 @@ func (m *Manager) Add(c kube.Cluster) error {
 	}
 	b := newBoard(c, &m.clock, m.cfg.Tombstones, m.poke)
 	b.cache = m.render.cache
+	terms := m.cfg.Terms(c.Name)
+	b.status.Identity, b.status.Labels = terms.Identity(), terms.LabelText()
 	lag := m.metrics.lag.WithLabelValues(c.Name)
 	b.lag = func(d time.Duration) { lag.Observe(d.Seconds()) }
 	s := newSupervisor(m, c, b)
@@ -71,7 +73,7 @@ func (m *Manager) exchange(c kube.Cluster) (*supervisor, error) {
 	s := newSupervisor(m, c, old.board)
 	m.runs[c.Name] = s
 	old.replaced.Store(true)
-	old.board.setStatus(func(st *fleet.Cluster) { st.Server, st.FoundUID = c.Server, "" })
+	old.board.setStatus(func(st *fleet.Cluster) { st.Server, st.FoundUID, st.Rights = c.Server, "", nil })
 	if m.ctx == nil {
 		old.cluster.End()
 		return nil, nil
@@ -137,9 +139,28 @@ func (m *Manager) launch(s *supervisor) {
 	})
 }
 
-// Client is the client for operations on a cluster; ErrNotFound for an unknown one, ErrUnavailable for one whose
-// kubeconfig yields none, and for one whose address leads to another cluster.
+// Client is the client for operations on a cluster with our own credential; ErrNotFound for an unknown one, ErrUnavailable
+// for one whose kubeconfig yields none, and for one whose address leads to another cluster.
 func (m *Manager) Client(cluster string) (kubernetes.Interface, error) {
+	s, err := m.usable(cluster)
+	if err != nil {
+		return nil, err
+	}
+	return s.cluster.Ops, nil
+}
+
+// Clients are those for an operation of a person: in a cluster that knows people, one of them acts in the person's name.
+// The errors are those of Client, and a NameError for a person who cannot be named there.
+func (m *Manager) Clients(cluster string, by fleet.Caller) (kube.Clients, error) {
+	s, err := m.usable(cluster)
+	if err != nil {
+		return kube.Clients{}, err
+	}
+	return s.cluster.For(by, s.terms)
+}
+
+// usable is the supervisor of a cluster that can be worked with.
+func (m *Manager) usable(cluster string) (*supervisor, error) {
 	m.mu.RLock()
 	s := m.runs[cluster]
 	m.mu.RUnlock()
@@ -152,5 +173,20 @@ func (m *Manager) Client(cluster string) (kubernetes.Interface, error) {
 	if err := s.id.refused(); err != nil {
 		return nil, fmt.Errorf("cluster %s: %w", cluster, err)
 	}
-	return s.cluster.Ops, nil
+	return s, nil
+}
+
+// Refuses are the rights for lack of which a cluster would refuse an operation, whoever asks. It is what the cluster has
+// said a moment ago, and nothing where it has not.
+func (m *Manager) Refuses(cluster string, op fleet.Operation) []fleet.TestedRight {
+	m.mu.RLock()
+	s := m.runs[cluster]
+	m.mu.RUnlock()
+	if s == nil || time.Since(time.Unix(0, s.asked.Load())) > 2*m.cfg.Review {
+		return nil
+	}
+	if c := s.board.state(); c.State == fleet.ClusterLive {
+		return c.Rights.Missing(op)
+	}
+	return nil
 }

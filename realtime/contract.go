@@ -45,7 +45,11 @@ type ManagerConfig struct {
 	Render  Renderer
 	// Identities keeps by which identity each cluster is known; nil: in memory, until the process ends.
 	Identities Identities
-	Epoch      string // names this process in cursors, letters and digits; "" for a random one. See Epoch
+	// Terms are how a cluster is dealt with; nil: with our own credential, and without labels.
+	Terms func(cluster string) fleet.Terms
+	// LeaseNamespace is where the Leases of nodes are: whether we may have one is asked there.
+	LeaseNamespace string
+	Epoch          string // names this process in cursors, letters and digits; "" for a random one. See Epoch
 
 	Probe      time.Duration // between two probes of a cluster [10 s]
 	Silence    time.Duration // a watch without event and bookmark for so long is taken for dead [90 s]

@@ -64,6 +64,9 @@ func NewManager(cfg ManagerConfig) *Manager {
 	cfg.ViewItems = or(cfg.ViewItems, 1<<20)
 	cfg.CacheBytes = or(cfg.CacheBytes, 256<<20)
 	cfg.SleepAfter = or(cfg.SleepAfter, time.Minute)
+	if cfg.Terms == nil {
+		cfg.Terms = func(string) fleet.Terms { return fleet.Terms{} }
+	}
 	if cfg.Identities == nil {
 		cfg.Identities = &inMemory{uids: map[string]string{}}
 	}

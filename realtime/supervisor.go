@@ -56,6 +56,8 @@ type supervisor struct {
 	cluster kube.Cluster
 	board   *board
 	log     *slog.Logger
+	terms   fleet.Terms
+	asked   atomic.Int64  // unix nanoseconds of when the cluster last said what we may do; 0 for never
 	now     chan struct{} // try at once; capacity 1
 	done    chan struct{} // closed when run has returned
 	cancel  context.CancelFunc
@@ -78,7 +80,7 @@ type supervisor struct {
 
 func newSupervisor(m *Manager, c kube.Cluster, b *board) *supervisor {
 	s := &supervisor{
-		m: m, cluster: c, board: b, log: m.cfg.Logger.With("cluster", c.Name),
+		m: m, cluster: c, board: b, log: m.cfg.Logger.With("cluster", c.Name), terms: m.cfg.Terms(c.Name),
 		now: make(chan struct{}, 1), done: make(chan struct{}), doubt: make(chan struct{}, 1), took: make(chan struct{}),
 	}
 	s.sink = &sink{s: s}
@@ -386,6 +388,7 @@ func (s *supervisor) guard(ctx context.Context, end context.CancelCauseFunc, syn
 	}
 	listed() // others may have their first list; the watch takes no place
 	g := &guardian{supervisor: s, end: end, reviewed: time.Now()}
+	g.rights(ctx)
 	tick := time.NewTimer(g.next(s.m.cfg.Probe/2 + rand.N(s.m.cfg.Probe)))
 	defer tick.Stop()
 	for {
@@ -474,16 +477,41 @@ func (g *guardian) review(ctx context.Context) error {
 		return nil
 	}
 	g.reviewed = time.Now()
-	ctx, cancel := context.WithTimeout(ctx, g.m.cfg.Answer)
-	defer cancel()
-	may, err := kube.MayWatchNodes(ctx, g.cluster.Watch)
+	may, err := g.mayWatch(ctx)
 	switch {
 	case err != nil:
 		g.log.Debug("access not reviewed", "err", err)
+		return nil
 	case !may:
 		return apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "", errDenied)
 	}
+	g.rights(ctx)
 	return nil
+}
+
+func (g *guardian) mayWatch(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.m.cfg.Answer)
+	defer cancel()
+	return kube.May(ctx, g.cluster.Watch, fleet.TestedRight{Verb: "watch", Resource: "nodes"})
+}
+
+// rights asks what we may do in the cluster and shows it. Without an answer what was said last stays, and counts for
+// less and less: see Refuses.
+func (g *guardian) rights(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, g.m.cfg.Answer)
+	defer cancel()
+	began := time.Now()
+	rights, err := g.cluster.Ask(ctx, g.terms.Asks(g.m.cfg.LeaseNamespace))
+	if err != nil {
+		g.log.Debug("rights not known", "err", err)
+		return
+	}
+	g.asked.Store(began.UnixNano())
+	g.board.setStatus(func(c *fleet.Cluster) {
+		if !c.Rights.Same(rights) {
+			c.Rights = rights
+		}
+	})
 }
 
 // guardList waits for the list, as long as bytes arrive. It looks more often than it needs to, so that a list that gets

@@ -65,6 +65,19 @@ func sampleCluster(say say, state fleet.ClusterState) fleet.Cluster {
 	return c
 }
 
+// lackingCluster is live, and permits us to look and to cordon.
+func lackingCluster(say say) fleet.Cluster {
+	c := sampleCluster(say, fleet.ClusterLive)
+	c.Reason, c.NextRetry = "", time.Time{}
+	c.Identity, c.Labels = fleet.IdentityShared, say("env=prod")
+	c.Rights = &fleet.Rights{Asked: fleet.Terms{}.Asks(say("leases"))}
+	for i := range c.Rights.Asked {
+		r := &c.Rights.Asked[i]
+		r.Allowed = r.Subresource != "eviction" && r.Verb != "delete"
+	}
+	return c
+}
+
 func sampleItems(say say) []fleet.Item {
 	ref := func(i int) fleet.NodeRef {
 		return fleet.NodeRef{Cluster: say("prod-eu"), Name: say(fmt.Sprintf("n-%d", i))}
@@ -157,6 +170,8 @@ func samples(say say, lang string) map[string]templ.Component {
 		"row":              NodeRowView(NodeRow{Node: n, Lang: lang}),
 		"group":            GroupRowView(GroupRow{Group: sampleGroup(say), Lang: lang}),
 		"group-none":       GroupRowView(GroupRow{Group: Group{By: "label:pool", Nodes: 1, Ready: 1, CPUMilli: 7910}, Lang: lang}),
+		"cluster-lacks":    ClusterRowView(ClusterRow{Cluster: lackingCluster(say), Lang: lang}),
+		"badge-lacks":      ClusterBadgeView(ClusterRow{Cluster: lackingCluster(say), Lang: lang}),
 		"cluster-row":      ClusterRowView(ClusterRow{Cluster: live, Lang: lang}),
 		"cluster-lost":     ClusterRowView(ClusterRow{Cluster: lost, Lang: lang}),
 		"cluster-other":    ClusterRowView(ClusterRow{Cluster: other, Lang: lang}),

@@ -21,7 +21,7 @@ import (
 func isPage(name string) bool { return strings.HasPrefix(name, "page-") }
 
 // fragments are what streams carry.
-var fragments = []string{"row", "cluster-row", "cluster-lost", "cluster-other", "badge", "badge-lost", "item", "item-skipped", "progress", "counts", "panel", "group", "group-none", "item-drain", "item-done", "progress-paused", "panel-drain"}
+var fragments = []string{"row", "cluster-row", "cluster-lost", "cluster-other", "badge", "badge-lost", "badge-lacks", "cluster-lacks", "item", "item-skipped", "progress", "counts", "panel", "group", "group-none", "item-drain", "item-done", "progress-paused", "panel-drain"}
 
 func document(t *testing.T, page []byte) *goquery.Document {
 	t.Helper()

@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
 	manifests "github.com/kube-node-manager/kube-node-manager/deploy/kubernetes"
 	"github.com/kube-node-manager/kube-node-manager/handlers"
@@ -114,11 +113,12 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 			a.component("audit").LogAttrs(ctx, slog.LevelInfo, "head of the record", slog.Any("head", h))
 		},
 	})
+	terms := newTerms(cfg)
 	keys, err := a.sealKeys(ctx)
 	if err != nil {
 		return nil, err
 	}
-	authCfg := auth.Config{Store: a.store, Audit: record, Logger: a.logger}
+	authCfg := auth.Config{Store: a.store, Audit: record, Labels: newTerms(cfg).labels, Logger: a.logger}
 	if keys != nil { // a nil pointer in an interface is no nil
 		authCfg.Sealer = keys
 	}
@@ -127,21 +127,21 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	}
 	a.auth = auth.New(authCfg)
 	a.manager = realtime.NewManager(realtime.ManagerConfig{
-		Logger: a.logger, Metrics: registry, Render: renderer{}, Identities: a.store,
+		Logger: a.logger, Metrics: registry, Render: renderer{}, Identities: a.store, Terms: terms.of, LeaseNamespace: cfg.LeaseNamespace,
 		Epoch: realtime.Epoch(opts.Version), CacheBytes: cfg.CacheBytes,
 	})
 	a.files = newKubeconfigs(a, registry)
 	if err := a.addClusters(); err != nil {
 		return nil, err
 	}
-	a.web = newWebClusters(a, record, keys)
+	a.web = newWebClusters(a, record, keys, terms.of)
 	a.web.load(ctx)
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)
 	shelf := templates.New(templates.Config{Store: a.store, Audit: record})
 	verbs := nodeops.New(nodeops.Config{
-		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
+		Clients: a.manager.Clients,
 		Record:  record, Authority: a.auth, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Remembered: a.manager.Object,
 		Logger:       a.component("nodeops"),
 		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
@@ -171,7 +171,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		return nil, err
 	}
 	site, err := handlers.New(handlers.Config{
-		Nodes: a.manager, Clusters: steering{a.manager, record}, Managed: a.web, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
+		Nodes: a.manager, Clusters: steering{a.manager, record}, Managed: a.web, Streams: a.streams, Batches: submits{a.engine, a.manager}, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
 		Version: opts.Version, Manifest: manifests.ServiceAccount, Header: header,
 	})

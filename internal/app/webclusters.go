@@ -43,6 +43,7 @@ type webClusters struct {
 	to      kube.Addresses
 	version string
 	leases  string
+	terms   func(cluster string) fleet.Terms
 	manager watchedSet
 	record  *audit.Log
 	logger  *slog.Logger
@@ -79,10 +80,10 @@ type watchedSet interface {
 	Clusters(sight fleet.Sight) []fleet.Cluster
 }
 
-func newWebClusters(a *App, record *audit.Log, keys *seal.Keys) *webClusters {
+func newWebClusters(a *App, record *audit.Log, keys *seal.Keys, terms func(string) fleet.Terms) *webClusters {
 	return &webClusters{
 		store: a.store, keys: keys, to: kube.Addresses{Allow: a.cfg.AddressAllow}, version: a.opts.Version,
-		leases: a.cfg.LeaseNamespace, manager: a.manager, record: record, logger: a.component("clusters"),
+		leases: a.cfg.LeaseNamespace, terms: terms, manager: a.manager, record: record, logger: a.component("clusters"),
 		every: cmp.Or(a.opts.WebClustersEvery, webClustersEvery),
 		turn:  make(chan struct{}, 1), tests: make(chan struct{}, maxTests), known: map[string]webCluster{},
 	}
@@ -448,7 +449,7 @@ func (w *webClusters) TestCluster(ctx context.Context, by fleet.Caller, spec fle
 	defer c.End()
 	bound, cancel := context.WithTimeout(ctx, testTimeout)
 	defer cancel()
-	t := kube.Try(bound, c, w.leases)
+	t := kube.Try(bound, c, w.leases, w.terms(spec.Name))
 	t.Credential = facts
 	if !facts.ExpiresAt.IsZero() && time.Until(facts.ExpiresAt) < expiresSoon {
 		t.Warnings = append(t.Warnings, fleet.WarnExpires)

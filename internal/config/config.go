@@ -73,6 +73,10 @@ type Serve struct {
 	Key          Key
 	AddressAllow []netip.Prefix // of this host and its neighbours, where clusters added through the web may lead all the same
 
+	Identities        []ClusterIdentity // the first whose pattern holds a cluster counts; none: shared
+	ImpersonatePrefix string            // of the names and groups of people in clusters
+	Labels            []ClusterLabels   // those of every pattern that holds a cluster; of one key the first
+
 	OIDC OIDC // Issuer "" for none
 	LDAP LDAP // URL "" for none
 
@@ -91,6 +95,18 @@ type TrustedHeader struct {
 type GroupRole struct {
 	Group, Role string
 	Scope       string // which clusters; "" for all, and for what is not of one cluster
+}
+
+// ClusterIdentity says who makes changes in the clusters of a pattern.
+type ClusterIdentity struct {
+	Pattern     string // a name, in which * stands for any text
+	Impersonate bool   // the person who asked, and not our own credential
+}
+
+// ClusterLabels are the labels of the clusters of a pattern.
+type ClusterLabels struct {
+	Pattern string
+	Labels  map[string]string
 }
 
 // OIDC is an identity provider that people sign in with.
@@ -221,6 +237,9 @@ func (s Serve) LogValue() slog.Value {
 		slog.Int64("cache_max_bytes", s.CacheBytes),
 		slog.Bool("secrets", s.Key != Key{}),
 		slog.Any("cluster_address_allow", s.AddressAllow),
+		slog.Any("cluster_identity", s.Identities),
+		slog.String("impersonate_prefix", s.ImpersonatePrefix),
+		slog.Any("cluster_labels", s.Labels),
 	)
 }
 

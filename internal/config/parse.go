@@ -44,10 +44,18 @@ type clusterAddresses struct {
 	ClusterAddressAllow []string `placeholder:"CIDR" help:"Loopback or link-local addresses that clusters added through the web may lead to all the same; repeatable."`
 }
 
+// clusterTerms are how clusters are dealt with.
+type clusterTerms struct {
+	ClusterIdentity   []string `sep:"none" placeholder:"NAME=WHO" help:"Who makes changes in a cluster: impersonate for the person who asked, whom its own permissions and audit log then know, or shared for our credential; NAME may have * for any text. Repeatable, the first that fits counts, without one it is shared. In the variable, several are divided by semicolons."`
+	ImpersonatePrefix string   `default:"knm:" placeholder:"PREFIX" help:"What the names and groups of people begin with in clusters that know them (${default})."`
+	ClusterLabels     []string `sep:"none" placeholder:"NAME:KEY=VALUE,…" help:"Labels of a cluster, by which permissions can be given; NAME may have * for any text. Repeatable; in the variable divided by semicolons."`
+}
+
 type serveCmd struct {
 	database
 	secretsKey
 	clusterAddresses
+	clusterTerms
 	Listen        string   `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address to serve on (${default})."`
 	Kubeconfig    []string `sep:"none" placeholder:"FILE" help:"Watch every context of this file; repeatable. In the variable, several are divided as in PATH."`
 	InCluster     bool     `help:"Watch the cluster this process runs in, with its service account."`
@@ -402,6 +410,8 @@ func resolver(env map[string]string) kong.ResolverFunc {
 			return list(filepath.SplitList(v)), nil
 		case "trusted-proxy", "cluster-address-allow", "oidc-scopes", "trusted-header-from", "also":
 			return list(strings.Split(v, ",")), nil
+		case "cluster-identity", "cluster-labels":
+			return list(strings.Split(v, ";")), nil
 		case "oidc-role-map", "ldap-role-map", "trusted-header-role":
 			return list(strings.Split(v, ";")), nil // a group may be the name of an entry, with commas in it
 		}
@@ -547,10 +557,11 @@ func (s serveCmd) config(p *problems, env map[string]string) Serve {
 		AuditRetention: s.AuditRetention,
 		BatchRetention: s.BatchRetention,
 		EventRetention: s.EventRetention,
-		Key:            s.secretsKey.config(p, env, db),
-		OIDC:           s.oidcFlags.config(p),
-		LDAP:           s.ldapFlags.config(p),
-		Header:         s.headerFlags.config(p),
+		Identities:     s.identities(p), ImpersonatePrefix: s.ImpersonatePrefix, Labels: s.labels(p),
+		Key:    s.secretsKey.config(p, env, db),
+		OIDC:   s.oidcFlags.config(p),
+		LDAP:   s.ldapFlags.config(p),
+		Header: s.headerFlags.config(p),
 	}
 	switch {
 	case s.AuditKeyFile == "" && s.DatabaseURL == "":
@@ -621,6 +632,56 @@ func (s serveCmd) config(p *problems, env map[string]string) Serve {
 			"an https --external-url when a proxy ends TLS, or --insecure-http if you accept that", s.Listen)
 	}
 	return cfg
+}
+
+// The grammar of what is said of clusters. A prefix may not make one of the cluster's own names.
+var (
+	prefixName = regexp.MustCompile(`^[!-~]{0,64}$`)
+	labelKey   = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?$`)
+	labelValue = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$`)
+)
+
+func (t clusterTerms) identities(p *problems) []ClusterIdentity {
+	if !prefixName.MatchString(t.ImpersonatePrefix) || strings.HasPrefix(strings.ToLower(t.ImpersonatePrefix), "system:") {
+		p.add("impersonate-prefix", "%q must be at most 64 letters without blanks, and not begin with system:", t.ImpersonatePrefix)
+	}
+	var out []ClusterIdentity
+	for _, s := range t.ClusterIdentity {
+		i := strings.LastIndex(s, "=") // a name may have one too
+		if i < 1 || !clusterPattern(s[:i]) || s[i+1:] != "impersonate" && s[i+1:] != "shared" {
+			p.add("cluster-identity", "%q is not of the form name=impersonate or name=shared", s)
+			continue
+		}
+		out = append(out, ClusterIdentity{Pattern: s[:i], Impersonate: s[i+1:] == "impersonate"})
+	}
+	return out
+}
+
+func (t clusterTerms) labels(p *problems) []ClusterLabels {
+	var out []ClusterLabels
+	for _, s := range t.ClusterLabels {
+		i := strings.LastIndex(s, ":")
+		if i < 1 || !clusterPattern(s[:i]) {
+			p.add("cluster-labels", "%q is not of the form name:key=value,key=value", s)
+			continue
+		}
+		l := ClusterLabels{Pattern: s[:i], Labels: map[string]string{}}
+		for pair := range strings.SplitSeq(s[i+1:], ",") {
+			k, v, ok := strings.Cut(pair, "=")
+			if _, twice := l.Labels[k]; !ok || twice || !labelKey.MatchString(k) || !labelValue.MatchString(v) {
+				p.add("cluster-labels", "%q in %q is not a label like key=value", pair, s)
+				continue
+			}
+			l.Labels[k] = v
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// clusterPattern refuses what a scope takes for something else than a name.
+func clusterPattern(s string) bool {
+	return !strings.HasPrefix(s, "label:") && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
 // namespaceName and podName are what the API server accepts.

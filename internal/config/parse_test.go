@@ -32,7 +32,7 @@ func TestParse_Defaults(t *testing.T) {
 	}
 	want := Config{Command: CommandServe, Serve: Serve{
 		Database: Database{Dir: "./data"}, Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9090", LogFormat: "json",
-		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20, LeaseNamespace: "kube-node-manager",
+		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20, LeaseNamespace: "kube-node-manager", ImpersonatePrefix: "knm:",
 		AuditKeyFile: filepath.Join("data", "audit.key"), Key: Key{File: filepath.Join("data", "seal.key"), Ours: true}, BatchRetention: 90 * 24 * time.Hour, EventRetention: 30 * 24 * time.Hour,
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -95,6 +95,7 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"streams-per-session": "3", "streams-per-person": "4", "streams-per-address": "5", "streams": "6",
 		"connections-per-address": "7", "connections": "8",
 		"key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
+		"cluster-identity": "arn:x=y/*=impersonate; *=shared", "impersonate-prefix": "", "cluster-labels": "arn:x:1:env=prod,team=a;*:env=test",
 		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
 		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "heads": "-", "audit-key": "AAAA",
 		"invite":      "true",
@@ -287,6 +288,9 @@ func TestParse_Problems(t *testing.T) {
 		{"token file missing", nil, []string{"watch", "--token-file", "does-not-exist"}, []string{"--token-file"}},
 		{"no keys to rotate to", nil, []string{"key", "rotate", "--database-url", "postgres://h/d"}, []string{"--key-file", "KNM_KEY"}},
 		{"keys twice", []string{"KNM_KEY=hunter2"}, []string{"serve", "--key-file", "f"}, []string{"--key-file", "KNM_KEY"}},
+		{"identity of what", nil, []string{"serve", "--cluster-identity", "prod=root", "--cluster-identity", "=shared"}, []string{"--cluster-identity", `"prod=root"`, `"=shared"`}},
+		{"prefix of the cluster's own", nil, []string{"serve", "--impersonate-prefix", "System:"}, []string{"--impersonate-prefix"}},
+		{"labels of what", nil, []string{"serve", "--cluster-labels", "prod", "--cluster-labels", "prod:env", "--cluster-labels", "p:a=b c"}, []string{"--cluster-labels", `"prod"`, `"env"`, `"a=b c"`}},
 		{"open to what", nil, []string{"serve", "--cluster-address-allow", "lo"}, []string{"--cluster-address-allow", `"lo"`}},
 		{"some of the headers", nil, []string{"serve", "--trusted-header-user", "X-User"}, []string{
 			"--trusted-header-groups", "--trusted-header-from", "--trusted-header-secret-file", "--trusted-header-secret-name", "--trusted-header-role",
@@ -392,4 +396,23 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("external = %#v", s.External)
 		}
 	})
+}
+
+func TestParse_Terms(t *testing.T) {
+	t.Parallel()
+	got, err := parse(t, []string{"KNM_CLUSTER_LABELS=arn:aws:eks:eu:1:cluster/a:env=prod,region=eu; *:env="}, "serve",
+		"--cluster-identity", "user@a=b=impersonate", "--cluster-identity", "*=shared")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []ClusterIdentity{{"user@a=b", true}, {"*", false}}
+	if diff := cmp.Diff(want, got.Serve.Identities); diff != "" {
+		t.Error(diff)
+	}
+	labels := []ClusterLabels{
+		{"arn:aws:eks:eu:1:cluster/a", map[string]string{"env": "prod", "region": "eu"}}, {"*", map[string]string{"env": ""}},
+	}
+	if diff := cmp.Diff(labels, got.Serve.Labels); diff != "" {
+		t.Error(diff)
+	}
 }

@@ -77,7 +77,7 @@ func (b *bench) patchPDB(ns, pdb, patch string) {
 // plan is what would happen to the pods of a node, by name.
 func (b *bench) plan(node string, pol Policy) map[string]fleet.PodPlan {
 	b.t.Helper()
-	r, err := Read(b.t.Context(), b.c.Name, b.kube.Watch, []string{node})
+	r, err := Read(b.t.Context(), b.c.Name, b.kube.Watch, b.kube.Watch, []string{node})
 	if err != nil {
 		b.t.Fatal(err)
 	}

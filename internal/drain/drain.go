@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -56,7 +55,7 @@ type Options struct {
 type Job struct {
 	Node fleet.NodeRef
 	UID  string // of the node that was chosen; "" for whichever has the name
-	// Watch reads and Ops writes; they may be the same client.
+	// Watch reads and Ops writes; they may be the same client. Ops may act in the name of somebody who may read nothing.
 	Watch, Ops kubernetes.Interface
 	// Gate is shared by all drains of the cluster; nil limits this one alone.
 	Gate *Gate
@@ -199,9 +198,9 @@ func (d *drain) permitted(ctx context.Context) error {
 	ok, err := allowed(ctx, d.job.Ops, p)
 	switch {
 	case err != nil:
-		return fmt.Errorf("asking what is permitted: %w", err)
+		return fmt.Errorf("asking what is permitted: %w", &kube.ActError{Err: err})
 	case !ok:
-		return fmt.Errorf("%s of %s: %w", p.Verb, strings.TrimSuffix(p.Resource+"/"+p.Subresource, "/"), fleet.ErrForbidden)
+		return &kube.ActError{Right: tested(p), Err: fleet.ErrForbidden}
 	}
 	return nil
 }

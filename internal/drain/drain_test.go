@@ -252,7 +252,7 @@ func TestDrain_PlanIsWhatHappens(t *testing.T) {
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "static", Node: node.Name, Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "x"}})
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "kruise", Node: node.Name, Mutate: ownedBy("apps.kruise.io/v1alpha1", "DaemonSet", "foreign")})
 
-	reading, err := Read(t.Context(), b.c.Name, b.kube.Watch, []string{node.Name})
+	reading, err := Read(t.Context(), b.c.Name, b.kube.Watch, b.kube.Watch, []string{node.Name})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -507,7 +507,7 @@ func TestCase10_DryRunChangesNothing(t *testing.T) {
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "lone", Node: node.Name})
 	b.c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "other", Node: node.Name, Labels: map[string]string{"app": "free"}})
 	free := b.c.PDB(t, ns, "free", "0")
-	r, err := Read(t.Context(), b.c.Name, b.kube.Watch, []string{node.Name})
+	r, err := Read(t.Context(), b.c.Name, b.kube.Watch, b.kube.Watch, []string{node.Name})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -792,7 +792,7 @@ func TestCase36_BudgetsUnreadable(t *testing.T) {
 	ns := c.Namespace(t)
 	nodes := c.Nodes(t, 2, nil)
 	c.Deployment(t, 4, kubetest.PodSpec{Namespace: ns, Name: "web"})
-	r, err := Read(t.Context(), c.Name, b.kube.Watch, []string{nodes[0].Name})
+	r, err := Read(t.Context(), c.Name, b.kube.Watch, b.kube.Watch, []string{nodes[0].Name})
 	if err != nil {
 		t.Fatal(err)
 	}

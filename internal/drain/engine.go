@@ -548,7 +548,7 @@ func (d *drain) evictOne(e eviction) answer {
 
 // fresh reads a pod just before it is evicted. It is nil if it must not be, and why is in the answer.
 func (d *drain) fresh(e eviction) (*corev1.Pod, answer) {
-	live, err := getPod(d.work, d.job.Ops, e.pod.Namespace, e.pod.Name)
+	live, err := getPod(d.work, d.job.Watch, e.pod.Namespace, e.pod.Name)
 	switch {
 	case d.work.Err() != nil:
 		return nil, answer{meaning: meansNever, err: d.work.Err()}
@@ -603,7 +603,7 @@ func (d *drain) shorter(p *corev1.Pod) *int64 {
 
 // reread finds out what became of an eviction whose answer does not tell.
 func (d *drain) reread(p *corev1.Pod, a *answer) {
-	live, err := getPod(context.WithoutCancel(d.work), d.job.Ops, p.Namespace, p.Name)
+	live, err := getPod(context.WithoutCancel(d.work), d.job.Watch, p.Namespace, p.Name)
 	switch {
 	case errors.Is(err, fleet.ErrNotFound), err == nil && live.UID != p.UID:
 		a.meaning = meansGone
@@ -651,7 +651,7 @@ func (d *drain) answered(p *pod, a answer) {
 		d.refused(p, a, fleet.PodBlockedByHook)
 	case meansForbidden:
 		d.refused(p, a, fleet.PodUnanswered)
-		d.end(fleet.DrainFailed, a.message, fmt.Errorf("evicting: %w", kube.Error(a.err)))
+		d.end(fleet.DrainFailed, a.message, fmt.Errorf("evicting: %w", &kube.ActError{Err: kube.Error(a.err)}))
 	case meansNever:
 		p.at.Attempt--
 		d.set(p, fleet.PodQueued, nil)

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	authorizationv1 "k8s.io/api/authorization/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -54,25 +52,31 @@ type Reading struct {
 	Missing []string
 }
 
-// needed is the permissions without which a drain is not begun.
-var needed = []fleet.ClusterRight{
-	{Verb: "create", Resource: "pods", Subresource: "eviction"},
-	{Verb: "patch", Resource: "nodes"},
-	{Verb: "watch", Resource: "pods"},
+// needed is the permissions without which a drain is not begun; the first is what makes the pods go.
+func (p Policy) needed() []fleet.ClusterRight {
+	return fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{DisableEviction: p.Delete}}.Needs()
 }
 
-// right is what the pods are made to go with.
-func (p Policy) right() fleet.ClusterRight {
-	if p.Delete {
-		return fleet.ClusterRight{Verb: "delete", Resource: "pods"}
-	}
-	return needed[0]
-}
+func (p Policy) right() fleet.ClusterRight { return p.needed()[0] }
 
 // Read looks at a cluster for a plan that drains the nodes named. Only nodes and pods must be readable; whatever else is
-// not permitted is named in Missing.
-func Read(ctx context.Context, cluster string, c kubernetes.Interface, targets []string) (*Reading, error) {
-	return readUpTo(ctx, cluster, c, targets, limits{allPods: maxAllPods, checked: maxChecked})
+// not permitted is named in Missing. Whoever would drain, with the client ops, is asked about by that client.
+func Read(ctx context.Context, cluster string, c, ops kubernetes.Interface, targets []string) (*Reading, error) {
+	r, err := readUpTo(ctx, cluster, c, targets, limits{allPods: maxAllPods, checked: maxChecked})
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range append(Policy{}.needed(), Policy{Delete: true}.right()) {
+		by := c
+		if p.Verb != "watch" {
+			by = ops
+		}
+		if p.Allowed, err = allowed(ctx, by, p); err != nil {
+			return nil, fmt.Errorf("asking %s what is permitted: %w", cluster, err)
+		}
+		r.Permissions = append(r.Permissions, p)
+	}
+	return r, nil
 }
 
 // limits bound what is read of a cluster.
@@ -104,12 +108,6 @@ func readUpTo(ctx context.Context, cluster string, c kubernetes.Interface, targe
 	}
 	if err != nil {
 		return nil, err
-	}
-	for _, p := range append(slices.Clone(needed), Policy{Delete: true}.right()) {
-		if p.Allowed, err = allowed(ctx, c, p); err != nil {
-			return nil, fmt.Errorf("asking %s what is permitted: %w", cluster, err)
-		}
-		r.Permissions = append(r.Permissions, p)
 	}
 	return r, nil
 }
@@ -193,20 +191,13 @@ func (r *Reading) podsOfNodes(ctx context.Context, c kubernetes.Interface) error
 	return context.Cause(ctx)
 }
 
-// allowed asks whether the credential permits something.
+// allowed asks whether whoever is behind the client is permitted something.
 func allowed(ctx context.Context, c kubernetes.Interface, p fleet.ClusterRight) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
-		ResourceAttributes: &authorizationv1.ResourceAttributes{
-			Verb: p.Verb, Group: p.Group, Resource: p.Resource, Subresource: p.Subresource,
-		},
-	}}
-	got := &authorizationv1.SelfSubjectAccessReview{}
-	err := c.AuthorizationV1().RESTClient().Post().MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).
-		Resource("selfsubjectaccessreviews").Body(review).Do(ctx).Into(got)
-	if err != nil {
-		return false, kube.Error(err)
-	}
-	return got.Status.Allowed, nil
+	return kube.May(ctx, c, tested(p))
+}
+
+func tested(p fleet.ClusterRight) fleet.TestedRight {
+	return fleet.TestedRight{Verb: p.Verb, Group: p.Group, Resource: p.Resource, Subresource: p.Subresource}
 }

@@ -85,7 +85,7 @@ func TestRead_Webhooks(t *testing.T) {
 	b.webhooks(name,
 		hook("must", admissionv1.Fail, service), hook("may", admissionv1.Ignore, service),
 		hook("outside", admissionv1.Fail, admissionv1.WebhookClientConfig{URL: new("https://example.com/")}))
-	r, err := Read(t.Context(), b.c.Name, b.kube.Watch, []string{node.Name})
+	r, err := Read(t.Context(), b.c.Name, b.kube.Watch, b.kube.Watch, []string{node.Name})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,4 +38,8 @@ type Cluster struct {
 	Ready     int
 	NotReady  int // NotReady and Unknown
 	Cordoned  int
+
+	Identity string  // who acts in it: IdentityShared or IdentityImpersonate
+	Labels   string  // of the configuration, as key=value with commas between them
+	Rights   *Rights // of our credential, as the cluster said last; nil while it has not
 }

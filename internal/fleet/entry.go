@@ -22,7 +22,7 @@ type Entry struct {
 	Cluster string    `json:"cluster,omitempty"`
 	// ClusterUID tells which cluster was called that; "" where it was not known, or from before it was recorded.
 	ClusterUID string `json:"cluster_uid,omitempty"`
-	As         string `json:"as,omitempty"` // identity that was used towards the cluster
+	As         string `json:"as,omitempty"` // who it was done as in the cluster; "" for our own credential
 	Node       string `json:"node,omitempty"`
 	NodeUID    string `json:"node_uid,omitempty"`
 	Batch      string `json:"batch,omitempty"`

@@ -76,9 +76,13 @@ func ClusterJSON(c Cluster) ([]byte, error) {
 		Ready     int          `json:"ready"`
 		NotReady  int          `json:"not_ready"`
 		Cordoned  int          `json:"cordoned"`
+
+		Identity string        `json:"identity,omitempty"`
+		Labels   string        `json:"labels,omitempty"`
+		Rights   []TestedRight `json:"rights,omitempty"`
 	}{
 		c.Name, c.Server, c.Version, c.UID, c.FoundUID, c.State, c.Since, c.Reason, c.SyncedAt, c.LastEvent, c.NextRetry,
-		c.Nodes, c.Ready, c.NotReady, c.Cordoned,
+		c.Nodes, c.Ready, c.NotReady, c.Cordoned, c.Identity, c.Labels, c.asked(),
 	})
 }
 

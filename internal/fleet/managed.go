@@ -96,6 +96,9 @@ type TestedRight struct {
 	Resource    string `json:"resource"`
 	Subresource string `json:"subresource,omitempty"`
 	Namespace   string `json:"namespace,omitempty"`
-	Needed      bool   `json:"needed"` // by our features; what is not needed should not be allowed
+	Name        string `json:"name,omitempty"`
+	Needed      bool   `json:"needed"`             // by our features; what is not needed should not be allowed
+	Optional    bool   `json:"optional,omitempty"` // of one feature that is off without it
+	As          bool   `json:"as,omitempty"`       // in the name of the person, whose own permission it also takes
 	Allowed     bool   `json:"allowed"`
 }

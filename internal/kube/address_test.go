@@ -194,7 +194,7 @@ func TestRestricted_Rebinding(t *testing.T) {
 	}
 	c := restricted(t, "https://api.test:"+port, Addresses{Resolver: resolver})
 	for range 3 {
-		got := Try(t.Context(), c, "ns")
+		got := Try(t.Context(), c, "ns", fleet.Terms{})
 		if got.Outcome != fleet.TestAddress {
 			t.Errorf("%+v", got)
 		}
@@ -204,7 +204,7 @@ func TestRestricted_Rebinding(t *testing.T) {
 	}
 	// The same name and decoy are reached where loopback is open: otherwise this test would prove nothing.
 	c = restricted(t, "https://api.test:"+port, Addresses{Resolver: resolver, Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
-	Try(t.Context(), c, "ns")
+	Try(t.Context(), c, "ns", fleet.Terms{})
 	if d.came.Load() == 0 {
 		t.Error("the decoy is not reached with loopback open")
 	}
@@ -227,7 +227,7 @@ func TestRestricted_Spellings(t *testing.T) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		if got := Try(ctx, c, "ns"); got.Outcome == fleet.TestOK {
+		if got := Try(ctx, c, "ns", fleet.Terms{}); got.Outcome == fleet.TestOK {
 			t.Errorf("%s: %+v", host, got)
 		}
 		cancel()
@@ -274,7 +274,7 @@ func TestRestricted_IsDiscreet(t *testing.T) {
 			ts := httptest.NewTLSServer(answer)
 			t.Cleanup(ts.Close)
 			c := restricted(t, ts.URL, loopback)
-			got := Try(t.Context(), c, "ns")
+			got := Try(t.Context(), c, "ns", fleet.Terms{})
 			if got.Outcome == fleet.TestOK || strings.Contains(got.Reason+got.Version+got.UID, secret) {
 				t.Errorf("%+v", got)
 			}
@@ -317,10 +317,10 @@ func TestRestricted_TokenStays(t *testing.T) {
 			http.Redirect(w, r, elsewhere.URL+r.URL.Path, code)
 		}))
 		c := restricted(t, ts.URL, loopback)
-		if got := Try(t.Context(), c, "ns"); got.Outcome != fleet.TestRedirect {
+		if got := Try(t.Context(), c, "ns", fleet.Terms{}); got.Outcome != fleet.TestRedirect {
 			t.Errorf("%d: %+v", code, got)
 		}
-		if _, err := MayWatchNodes(t.Context(), c.Ops); err == nil { // a POST
+		if _, err := May(t.Context(), c.Ops, fleet.TestedRight{Verb: "watch", Resource: "nodes"}); err == nil { // a POST
 			t.Errorf("%d: a POST was answered", code)
 		}
 		if reached.Load() == 0 {
@@ -334,7 +334,7 @@ func TestRestricted_TokenStays(t *testing.T) {
 	stranger.TLS = &tls.Config{Certificates: []tls.Certificate{strangerCertificate(t)}}
 	stranger.StartTLS()
 	t.Cleanup(stranger.Close)
-	if got := Try(t.Context(), restricted(t, stranger.URL, loopback), "ns"); got.Outcome != fleet.TestUntrusted || got.Reason == "" {
+	if got := Try(t.Context(), restricted(t, stranger.URL, loopback), "ns", fleet.Terms{}); got.Outcome != fleet.TestUntrusted || got.Reason == "" {
 		t.Errorf("%+v", got)
 	}
 	// An old protocol.
@@ -342,7 +342,7 @@ func TestRestricted_TokenStays(t *testing.T) {
 	old.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
 	old.StartTLS()
 	t.Cleanup(old.Close)
-	if got := Try(t.Context(), restricted(t, old.URL, loopback), "ns"); got.Outcome != fleet.TestUnreachable {
+	if got := Try(t.Context(), restricted(t, old.URL, loopback), "ns", fleet.Terms{}); got.Outcome != fleet.TestUnreachable {
 		t.Errorf("TLS 1.1: %+v", got)
 	}
 	if leaked.Load() != 0 {
@@ -404,7 +404,7 @@ func TestTry_Unreachable(t *testing.T) {
 		t.Fatal(err)
 	}
 	ln.Close()
-	if got := Try(t.Context(), restricted(t, "https://"+ln.Addr().String(), loopback), "ns"); got.Outcome != fleet.TestUnreachable || got.Reason != "connection refused" {
+	if got := Try(t.Context(), restricted(t, "https://"+ln.Addr().String(), loopback), "ns", fleet.Terms{}); got.Outcome != fleet.TestUnreachable || got.Reason != "connection refused" {
 		t.Errorf("%+v", got)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -414,7 +414,7 @@ func TestTry_Unreachable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	if got := Try(ctx, restricted(t, "https://"+silent.Addr().String(), loopback), "ns"); got.Outcome != fleet.TestTimeout {
+	if got := Try(ctx, restricted(t, "https://"+silent.Addr().String(), loopback), "ns", fleet.Terms{}); got.Outcome != fleet.TestTimeout {
 		t.Errorf("%+v", got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,6 +15,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // The calls of a supervisor. They go below the typed clients for two reasons: MaxRetries(0), because client-go by itself
@@ -42,11 +45,28 @@ func UID(ctx context.Context, c kubernetes.Interface) (string, error) {
 	return string(ns.UID), nil
 }
 
-// MayWatchNodes asks whether the credential still permits what a watch that is open goes on doing without.
-func MayWatchNodes(ctx context.Context, c kubernetes.Interface) (bool, error) {
-	review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
-		ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "watch", Resource: "nodes"},
-	}}
+// May asks whether the credential behind the client permits something. A right in the name of a person is one to do it
+// for somebody else.
+func May(ctx context.Context, c kubernetes.Interface, r fleet.TestedRight) (bool, error) {
+	about := authorizationv1.ResourceAttributes{
+		Verb: r.Verb, Group: r.Group, Resource: r.Resource, Subresource: r.Subresource, Namespace: r.Namespace, Name: r.Name,
+	}
+	switch {
+	case r.As:
+		about.Verb = "impersonate-on:user-info:" + r.Verb
+	case r.Verb == fleet.VerbImpersonate:
+		// Since Kubernetes 1.36 there is a narrower right, which the server looks at first.
+		narrow := about
+		narrow.Verb, narrow.Group = "impersonate:user-info", authenticationv1.GroupName
+		if ok, err := review(ctx, c, narrow); ok || err != nil {
+			return ok, err
+		}
+	}
+	return review(ctx, c, about)
+}
+
+func review(ctx context.Context, c kubernetes.Interface, about authorizationv1.ResourceAttributes) (bool, error) {
+	review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &about}}
 	raw := restClient(c.AuthorizationV1().RESTClient())
 	if raw == nil {
 		got, err := c.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
@@ -62,6 +82,35 @@ func MayWatchNodes(ctx context.Context, c kubernetes.Interface) (bool, error) {
 		return false, Error(err)
 	}
 	return got.Status.Allowed, nil
+}
+
+// Ask asks about some rights, one after the other within the time of ctx.
+func (c Cluster) Ask(ctx context.Context, rights []fleet.TestedRight) (*fleet.Rights, error) {
+	var broad *bool // whether we may impersonate as it was before 1.36, and then for anything
+	for i := range rights {
+		r := &rights[i]
+		var err error
+		if r.Allowed, err = May(ctx, c.Watch, *r); err == nil && r.As && !r.Allowed {
+			if broad == nil {
+				broad = new(bool)
+				*broad, err = mayForAnything(ctx, c.Watch, rights)
+			}
+			r.Allowed = *broad
+		}
+		if err != nil {
+			return nil, fmt.Errorf("asking whether we may %s: %w", r, err)
+		}
+	}
+	return &fleet.Rights{Asked: rights}, nil
+}
+
+func mayForAnything(ctx context.Context, c kubernetes.Interface, rights []fleet.TestedRight) (bool, error) {
+	for _, r := range rights {
+		if r.Verb == fleet.VerbImpersonate && r.Needed {
+			return review(ctx, c, authorizationv1.ResourceAttributes{Verb: r.Verb, Resource: r.Resource, Name: r.Name})
+		}
+	}
+	return false, nil
 }
 
 // ListNodes lists nodes with the watch client, without retries of its own.

@@ -53,10 +53,13 @@ type Cluster struct {
 	dialer    *connrotation.Dialer
 	line      *line
 	nodes     rest.Interface // of the watch client, contained; nil for clients that were not made here
+	acts      *rest.Config   // of clients for operations; likewise
+	people    *people
 }
 
 // line is what a cluster's connections have in common.
 type line struct {
+	agent    string                                      // how we call ourselves
 	limits   Limits
 	read     atomic.Int64                                // bytes of answers to the watch client
 	dials    atomic.Int64                                // connections made
@@ -249,7 +252,7 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext
 	}
-	line := &line{limits: o.limits.complete()}
+	line := &line{agent: watch.UserAgent, limits: o.limits.complete()}
 	dialer := connrotation.NewDialer(func(ctx context.Context, network, address string) (net.Conn, error) {
 		if line.ended.Load() {
 			return nil, fmt.Errorf("dialing: cluster %s was removed: %w", name, fleet.ErrUnavailable)
@@ -279,16 +282,14 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the watch client of cluster %s: %w", name, err)
 	}
-	ops := rest.CopyConfig(watch)
-	ops.QPS, ops.Burst = opsQPS, opsBurst
-	acting := &http.Client{Transport: &guarded{client.Transport, line, true}, CheckRedirect: noRedirect}
-	p, err := kubernetes.NewForConfigAndClient(ops, acting)
+	acts := acting(watch)
+	p, err := kubernetes.NewForConfigAndClient(acts, &http.Client{Transport: &guarded{client.Transport, line, true}, CheckRedirect: noRedirect})
 	if err != nil {
 		return Cluster{}, fmt.Errorf("making the client of cluster %s: %w", name, err)
 	}
 	return Cluster{
 		Name: name, Server: watch.Host, Watch: w, Ops: p,
-		transport: client.Transport, dialer: dialer, line: line, nodes: nodes,
+		transport: client.Transport, dialer: dialer, line: line, nodes: nodes, acts: acts, people: newPeople(),
 	}, nil
 }
 

@@ -68,6 +68,9 @@ type guarded struct {
 }
 
 func (g *guarded) RoundTrip(r *http.Request) (*http.Response, error) {
+	if g.acts {
+		r = signed(r, g.line.agent)
+	}
 	send := g.RoundTripper.RoundTrip
 	if gate := g.line.gate.Load(); gate != nil && g.acts && r.Method != http.MethodGet && r.Method != http.MethodHead {
 		send = func(r *http.Request) (*http.Response, error) { return g.write(*gate, r) }

@@ -20,8 +20,12 @@ import (
 // nodeClient reads and writes one node. It goes below the typed client for the sake of MaxRetries(0): by itself
 // client-go repeats a request up to ten times while the server says Retry-After, without a word to anybody.
 type nodeClient struct {
-	rest rest.Interface
-	name string
+	reads, writes rest.Interface
+	name          string
+}
+
+func (w *work) nodes() nodeClient {
+	return nodeClient{reads: w.via.Own.CoreV1().RESTClient(), writes: w.via.Acts.CoreV1().RESTClient(), name: w.item.Ref.Name}
 }
 
 // get reads the node as it is in etcd, never from a cache.
@@ -29,7 +33,7 @@ func (c nodeClient) get(ctx context.Context) (*corev1.Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	n := &corev1.Node{}
-	err := c.rest.Get().MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).Resource("nodes").Name(c.name).Do(ctx).Into(n)
+	err := c.reads.Get().MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).Resource("nodes").Name(c.name).Do(ctx).Into(n)
 	if err != nil {
 		return nil, kube.Error(err)
 	}
@@ -69,11 +73,11 @@ func (c nodeClient) patch(ctx context.Context, n *corev1.Node, ch *change) (*cor
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	out := &corev1.Node{}
-	err = c.rest.Patch(types.MergePatchType).MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).Resource("nodes").Name(c.name).
+	err = c.writes.Patch(types.MergePatchType).MaxRetries(0).UseProtobufAsDefaultIfPreferred(true).Resource("nodes").Name(c.name).
 		VersionedParams(&metav1.PatchOptions{FieldManager: kube.FieldManager}, scheme.ParameterCodec).
 		Body(body).Do(ctx).Into(out)
 	if err != nil {
-		return nil, kube.Error(err)
+		return nil, &kube.ActError{Err: kube.Error(err)}
 	}
 	return out, nil
 }
@@ -98,6 +102,9 @@ func failure(w *work, err error, open bool) (fleet.ItemResult, error) {
 	case errors.Is(err, fleet.ErrForbidden):
 		res.Code = fleet.CodeForbidden
 		res.Message = fmt.Sprintf("cluster %s does not permit it%s", cluster, says(err))
+		if act, ok := errors.AsType[*kube.ActError](err); ok {
+			res.Message = refused(cluster, w.via.As, act)
+		}
 	case errors.Is(err, fleet.ErrConflict):
 		res.Code = fleet.CodeConflict
 		res.Message = fmt.Sprintf("other writers changed the node in between, %d times in a row", maxTries)
@@ -123,8 +130,26 @@ func failure(w *work, err error, open bool) (fleet.ItemResult, error) {
 	return res, fmt.Errorf("%s of %s: %w", w.op.Action, w.item.Ref, err)
 }
 
+// refused says that a cluster refused to do something for whoever acts in it.
+func refused(cluster, as string, act *kube.ActError) string {
+	why := says(act)
+	if why == "" && act.Right.Verb != "" {
+		why = ": it takes the right to " + act.Right.String()
+	}
+	if as == "" {
+		return fmt.Sprintf("cluster %s does not permit it%s", cluster, why)
+	}
+	return fmt.Sprintf("cluster %s refused %s%s", cluster, kube.Plain(as), why)
+}
+
 // noClient is the failure of a node whose cluster cannot even be asked.
 func noClient(w *work, err error) (fleet.ItemResult, error) {
+	if e, ok := errors.AsType[*fleet.NameError](err); ok {
+		return fleet.ItemResult{
+			State: fleet.ItemFailed, Code: fleet.CodeForbidden,
+			Message: fmt.Sprintf("cluster %s was not asked: %s", w.item.Ref.Cluster, kube.Plain(e.Error())),
+		}, fmt.Errorf("%s of %s: %w", w.op.Action, w.item.Ref, err)
+	}
 	msg := fmt.Sprintf("cluster %s cannot be used", w.item.Ref.Cluster)
 	if errors.Is(err, fleet.ErrNotFound) {
 		msg = fmt.Sprintf("cluster %s is not known here any more", w.item.Ref.Cluster)

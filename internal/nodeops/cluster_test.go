@@ -1,6 +1,7 @@
 package nodeops_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
@@ -44,6 +44,8 @@ type whole struct {
 	observed   map[string]string // name → resourceVersion
 	remembered *corev1.Node      // what the watch has, of the one node of a test; nil for nothing
 	role       fleet.Role
+	terms      fleet.Terms // set before anything runs, as is name
+	name       string      // of the person, ada for none
 }
 
 // Caller makes whole the authority.
@@ -51,7 +53,7 @@ func (w *whole) Caller(context.Context, string) (fleet.Caller, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	c := ada
-	c.Role = w.role
+	c.Role, c.Name = w.role, cmp.Or(w.name, c.Name)
 	return c, nil
 }
 
@@ -90,7 +92,7 @@ func setUp(t *testing.T, cluster *kubetest.Cluster, cfg *rest.Config) *whole {
 		observed: make(map[string]string), changed: make(chan struct{}, 1),
 	}
 	w.ops = nodeops.New(nodeops.Config{
-		Clients:   func(string, fleet.Caller) (kubernetes.Interface, error) { return client.Ops, nil },
+		Clients:   func(_ string, by fleet.Caller) (kube.Clients, error) { return client.For(by, w.terms) },
 		Record:    w.audit,
 		Authority: w,
 		Observe: func(_ string, n *corev1.Node) {

@@ -36,6 +36,7 @@ type work struct {
 	item  fleet.Item
 	op    fleet.Operation
 	at    time.Time // when it began; the same through all tries
+	via   kube.Clients
 	// intended is when an earlier attempt of the same batch had recorded its intent, zero if none had: from then on the
 	// change may have landed.
 	intended time.Time
@@ -79,6 +80,7 @@ func (o *Ops) Do(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
 	if err != nil {
 		return fleet.ItemResult{}, err
 	}
+	ctx = kube.OnBehalf(ctx, now.Name, t.Batch)
 	if t.Operation.Action == fleet.ActionDrain {
 		return o.drain(ctx, t, now)
 	}
@@ -120,11 +122,11 @@ func (o *Ops) attempt(ctx context.Context, w *work) (fleet.ItemResult, error) {
 		err := fmt.Errorf("%q: %w", w.op.Action, fleet.ErrUnsupported)
 		return fleet.ItemResult{State: fleet.ItemFailed, Code: fleet.CodeFailed, Message: "this program does not know how to do that"}, err
 	}
-	client, err := o.cfg.Clients(w.item.Ref.Cluster, w.by)
-	if err != nil {
+	var err error
+	if w.via, err = o.cfg.Clients(w.item.Ref.Cluster, w.by); err != nil {
 		return noClient(w, err)
 	}
-	nodes := nodeClient{rest: client.CoreV1().RESTClient(), name: w.item.Ref.Name}
+	nodes := w.nodes()
 	var (
 		outages int
 		open    bool    // a patch was sent and its answer never came
@@ -305,7 +307,7 @@ func (o *Ops) intend(ctx context.Context, w *work, c *change) error {
 	rctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
 	e := entry(w.by, w.batch, w.op, w.item.Ref, "intent")
-	e.NodeUID = w.item.UID
+	e.NodeUID, e.As = w.item.UID, w.via.As
 	detail, err := json.Marshal(intention{Before: c.before, After: c.after, Edits: c.edits})
 	if err != nil {
 		return fmt.Errorf("describing a change of %s: %w", w.item.Ref, err)
@@ -325,7 +327,7 @@ func (o *Ops) result(ctx context.Context, w work, res fleet.ItemResult, failed e
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
 	e := entry(w.by, w.batch, w.op, w.item.Ref, "result")
-	e.NodeUID, e.Outcome, e.Detail = w.item.UID, string(res.State), res.Message
+	e.NodeUID, e.As, e.Outcome, e.Detail = w.item.UID, w.via.As, string(res.State), res.Message
 	if failed != nil {
 		e.Outcome = string(fleet.ItemFailed)
 	}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/drain"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -24,11 +23,10 @@ func nodeUID(s string) types.UID { return types.UID(s) }
 // drainage is the drain of one node on behalf of a batch: the lock around it, the cordon before and after it, and the
 // record of all that. What happens in between is [drain.Drain].
 type drainage struct {
-	o      *Ops
-	w      work
-	task   fleet.Task
-	client kubernetes.Interface
-	lease  *nodeLease
+	o     *Ops
+	w     work
+	task  fleet.Task
+	lease *nodeLease
 
 	cordon fleet.ItemResult // what came of the cordon
 	done   drain.Result
@@ -58,7 +56,7 @@ func (o *Ops) drain(ctx context.Context, t fleet.Task, by fleet.Caller) (fleet.I
 
 func (d *drainage) run(ctx context.Context) (fleet.ItemResult, error) {
 	var err error
-	if d.client, err = d.o.cfg.Clients(d.w.item.Ref.Cluster, d.w.by); err != nil {
+	if d.w.via, err = d.o.cfg.Clients(d.w.item.Ref.Cluster, d.w.by); err != nil {
 		return noClient(&d.w, err)
 	}
 	opts, err := drain.OptionsOf(value(d.w.op.Drain), d.o.cfg.Self)
@@ -70,7 +68,7 @@ func (d *drainage) run(ctx context.Context) (fleet.ItemResult, error) {
 	}
 	ctx, lost := context.WithCancelCause(ctx)
 	defer lost(nil)
-	d.lease = d.o.newLease(d.client, d.w, lost)
+	d.lease = d.o.newLease(d.w, lost)
 	if err := d.lease.take(ctx, observeFor); err != nil {
 		return d.locked(err)
 	}
@@ -80,7 +78,7 @@ func (d *drainage) run(ctx context.Context) (fleet.ItemResult, error) {
 	held, release := d.held(ctx)
 	defer release()
 	d.done, err = drain.Drain(ctx, drain.Job{
-		Node: d.w.item.Ref, UID: d.w.item.UID, Watch: d.client, Ops: d.client, Gate: d.o.gate(d.w.item.Ref.Cluster),
+		Node: d.w.item.Ref, UID: d.w.item.UID, Watch: d.w.via.Own, Ops: d.w.via.Acts, Gate: d.o.gate(d.w.item.Ref.Cluster),
 		Cordon: d.makeUnschedulable, Intend: d.intendEviction, Held: held, Events: d.task.Tell, Options: opts, Logger: d.o.log,
 	})
 	if err != nil {
@@ -174,7 +172,7 @@ func (d *drainage) record(ctx context.Context, action string, what any) error {
 	rctx, cancel := context.WithTimeout(ctx, recordTimeout)
 	defer cancel()
 	e := entry(d.w.by, d.w.batch, d.w.op, d.w.item.Ref, "intent")
-	e.Action, e.NodeUID = action, d.w.item.UID
+	e.Action, e.NodeUID, e.As = action, d.w.item.UID, d.w.via.As
 	detail, err := json.Marshal(what)
 	if err != nil {
 		return fmt.Errorf("describing a drain of %s: %w", d.w.item.Ref, err)
@@ -233,7 +231,7 @@ func (d *drainage) stays(res fleet.ItemResult, err error) (fleet.ItemResult, err
 // ours tells whether the cordon of the node is the one that this batch made: never uncordon what we did not cordon
 // (BT-08).
 func (d *drainage) ours(ctx context.Context) (bool, error) {
-	n, err := nodeClient{rest: d.client.CoreV1().RESTClient(), name: d.w.item.Ref.Name}.get(ctx)
+	n, err := d.w.nodes().get(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -312,7 +310,7 @@ func (d *drainage) progress() *fleet.DrainProgress {
 func (o *Ops) resolveDrain(ctx context.Context, t fleet.Task) (fleet.ItemResult, error) {
 	d := &drainage{o: o, task: t, w: work{by: t.By, batch: t.Batch, item: t.Item, op: t.Operation, at: time.Now().UTC()}}
 	var err error
-	if d.client, err = o.cfg.Clients(t.Item.Ref.Cluster, t.By); err != nil {
+	if d.w.via, err = o.cfg.Clients(t.Item.Ref.Cluster, t.By); err != nil {
 		return noClient(&d.w, err)
 	}
 	res := fleet.ItemResult{State: fleet.ItemCancelled, Code: fleet.CodeCancelled, Drain: t.Item.Drain}
@@ -348,9 +346,9 @@ func (o *Ops) gate(cluster string) *drain.Gate {
 	return g
 }
 
-func (o *Ops) newLease(client kubernetes.Interface, w work, lost context.CancelCauseFunc) *nodeLease {
+func (o *Ops) newLease(w work, lost context.CancelCauseFunc) *nodeLease {
 	return &nodeLease{
-		client: client, namespace: o.cfg.LeaseNamespace, name: leaseName(w.item.Ref.Name),
+		client: w.via.Own, namespace: o.cfg.LeaseNamespace, name: leaseName(w.item.Ref.Name),
 		holder: "knm/" + o.cfg.Installation + "/" + w.batch, node: w.item.Ref, uid: w.item.UID, batch: w.batch,
 		log: o.log, lost: lost, brake: newBrake(),
 	}

@@ -11,7 +11,7 @@ import (
 
 // planDrain says what draining some nodes of one cluster would do, as of one look at it.
 func (o *Ops) planDrain(ctx context.Context, by fleet.Caller, op fleet.Operation, cluster string, items []fleet.Item) (fleet.ClusterPlan, error) {
-	client, err := o.cfg.Clients(cluster, by)
+	via, err := o.cfg.Clients(cluster, by)
 	if err != nil {
 		return fleet.ClusterPlan{}, fmt.Errorf("planning a drain in %s: %w", cluster, err)
 	}
@@ -24,13 +24,13 @@ func (o *Ops) planDrain(ctx context.Context, by fleet.Caller, op fleet.Operation
 	for i, it := range items {
 		names[i], targets[i] = it.Ref.Name, drain.Target{Name: it.Ref.Name, UID: it.UID}
 	}
-	r, err := drain.Read(ctx, cluster, client, names)
+	r, err := drain.Read(ctx, cluster, via.Own, via.Acts, names)
 	if err != nil {
 		return fleet.ClusterPlan{}, fmt.Errorf("planning a drain in %s: %w", cluster, err)
 	}
 	plan := drain.NewPlan(r, targets, opts.Policy, time.Now().UTC())
 	if choice.Probe {
-		if _, err := drain.Probe(ctx, client, plan); err != nil {
+		if _, err := drain.Probe(ctx, via.Acts, plan); err != nil {
 			return fleet.ClusterPlan{}, fmt.Errorf("asking %s about evictions: %w", cluster, err)
 		}
 	}

@@ -11,16 +11,17 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -57,6 +58,11 @@ func newAPI(n *corev1.Node) *api {
 func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if strings.HasSuffix(r.URL.Path, "/selfsubjectaccessreviews") {
+		review := &authorizationv1.SelfSubjectAccessReview{}
+		review.Status.Allowed = true
+		return answer(http.StatusCreated, review)
+	}
 	if r.URL.Path != "/api/v1/nodes/n1" {
 		return answer(http.StatusNotFound, &metav1.Status{Reason: metav1.StatusReasonNotFound, Code: 404, Status: "Failure"})
 	}
@@ -241,11 +247,11 @@ func newRig(t *testing.T, a *api) *rig {
 	}
 	r := &rig{t: t, api: a, record: &record{}, people: &people{caller: fleet.Caller{UserID: "u-ada", Name: "ada", Role: fleet.RoleOperator}}}
 	r.ops = New(Config{
-		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) {
+		Clients: func(cluster string, _ fleet.Caller) (kube.Clients, error) {
 			if cluster != "prod" {
-				return nil, fleet.ErrNotFound
+				return kube.Clients{}, fleet.ErrNotFound
 			}
-			return c.Ops, nil
+			return kube.Clients{Own: c.Ops, Acts: c.Ops}, nil
 		},
 		Record:    r.record,
 		Authority: r.people,

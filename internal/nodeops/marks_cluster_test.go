@@ -842,7 +842,7 @@ func TestCluster_PlansWithoutPermissions(t *testing.T) {
 	name := c.Node(t, kubetest.NodeSpec{Labels: map[string]string{"karpenter.sh/nodepool": "x"}}).Name
 	c.Pod(t, kubetest.PodSpec{Namespace: ns, Name: "alone", Node: name})
 	user := kubetest.Name(t, "reader")
-	c.Grant(t, user, kubetest.Rule("", "nodes", "get"))
+	c.Grant(t, user, kubetest.Rule("", "nodes", "get", "patch"))
 	w := setUp(t, c, c.User(t, user))
 	w.as(fleet.RoleAdmin)
 	p := w.plan(taints("out:NoExecute"), name)
@@ -853,7 +853,7 @@ func TestCluster_PlansWithoutPermissions(t *testing.T) {
 		t.Errorf("warnings %+v", l.Warnings)
 	}
 	user = kubetest.Name(t, "reader")
-	c.Grant(t, user, kubetest.Rule("", "nodes", "get"), kubetest.Rule("", "pods", "list"))
+	c.Grant(t, user, kubetest.Rule("", "nodes", "get", "patch"), kubetest.Rule("", "pods", "list"))
 	w = setUp(t, c, c.User(t, user))
 	w.as(fleet.RoleAdmin)
 	p = w.plan(taints("out:NoExecute"), name)

@@ -10,10 +10,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/drain"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 )
 
@@ -26,9 +26,12 @@ const (
 	maxReason = 200
 )
 
-// Clients finds the client for writing to a cluster. The caller is part of the question because a cluster may be written
-// to in the name of the person. ErrNotFound for an unknown cluster, ErrUnavailable for one without a usable client.
-type Clients func(cluster string, by fleet.Caller) (kubernetes.Interface, error)
+// Clients finds the clients of a cluster for an operation of a person. ErrNotFound for an unknown cluster, ErrUnavailable
+// for one without a usable client, and a NameError for a person who cannot be named to it.
+//
+// What changes a node or a pod goes through Acts, which may be in the person's name. What is read, and the Lease that
+// keeps others from a node, is our own: both are the same for everybody, and go on while nobody's permission is asked.
+type Clients func(cluster string, by fleet.Caller) (kube.Clients, error)
 
 // Record is the audit record.
 type Record interface {

@@ -105,7 +105,8 @@ func (o *Ops) look(ctx context.Context, by fleet.Caller, op fleet.Operation, clu
 	defer cancel()
 	at := time.Now().UTC()
 	var l look
-	client, err := o.cfg.Clients(cluster, by)
+	ctx = kube.OnBehalf(ctx, by.Name, noBatch)
+	via, err := o.cfg.Clients(cluster, by)
 	switch {
 	case err != nil:
 		w := &work{op: op, item: fleet.Item{Ref: fleet.NodeRef{Cluster: cluster}}}
@@ -115,7 +116,7 @@ func (o *Ops) look(ctx context.Context, by fleet.Caller, op fleet.Operation, clu
 		l.plan, err = o.planDrain(ctx, by, op, cluster, items)
 		l.control = drainsControlPlane(l.plan.Nodes)
 	default:
-		l, err = o.planEdits(ctx, by, op, cluster, items, client)
+		l, err = o.planEdits(ctx, by, op, cluster, items, via)
 	}
 	if err != nil && l.plan.Error == "" {
 		o.log.WarnContext(ctx, "planning", keyOp, op.Action, keyCluster, cluster, keyErr, err)
@@ -136,10 +137,14 @@ func (o *Ops) look(ctx context.Context, by fleet.Caller, op fleet.Operation, clu
 // planEdits works out what an operation other than a drain does to the nodes of one cluster, by the very verbs that
 // would do it.
 func (o *Ops) planEdits(
-	ctx context.Context, by fleet.Caller, op fleet.Operation, cluster string, items []fleet.Item, client kubernetes.Interface,
+	ctx context.Context, by fleet.Caller, op fleet.Operation, cluster string, items []fleet.Item, via kube.Clients,
 ) (look, error) {
 	l := look{plan: fleet.ClusterPlan{Cluster: cluster, At: time.Now().UTC()}}
-	nodes, err := readNodes(ctx, client, items)
+	nodes, err := readNodes(ctx, via.Own, items)
+	if err != nil {
+		return l, err
+	}
+	refused, err := l.rights(ctx, via, op)
 	if err != nil {
 		return l, err
 	}
@@ -149,18 +154,34 @@ func (o *Ops) planEdits(
 		n := nodes[it.Ref.Name]
 		p := &l.plan.Nodes[i]
 		ch := planNode(p, work{by: by, batch: noBatch, item: it, op: op, at: l.plan.At}, n)
+		if ch != nil && refused {
+			p.Verdict, p.Fault = fleet.NodeBlocked, fleet.CodeForbidden
+			continue
+		}
 		if ch != nil {
 			look = append(look, sight{plan: p, before: n, change: ch})
 		}
 	}
 	l.passing(look)
-	if err := l.pods(ctx, client, look); err != nil {
+	if err := l.pods(ctx, via.Own, look); err != nil {
 		return l, err
 	}
 	for i := range l.plan.Nodes {
 		addCounts(&l.plan.Counts, l.plan.Nodes[i].Counts)
 	}
 	return l, nil
+}
+
+// rights asks the cluster whether the operation is permitted to whoever would act there.
+func (l *look) rights(ctx context.Context, via kube.Clients, op fleet.Operation) (refused bool, err error) {
+	for _, r := range op.Needs() {
+		if r.Allowed, err = kube.May(ctx, via.Acts, fleet.TestedRight{Verb: r.Verb, Group: r.Group, Resource: r.Resource, Subresource: r.Subresource}); err != nil {
+			return false, fmt.Errorf("asking what is permitted: %w", err)
+		}
+		l.plan.Permissions = append(l.plan.Permissions, r)
+		refused = refused || !r.Allowed
+	}
+	return refused, nil
 }
 
 func addCounts(c *fleet.PodCounts, more fleet.PodCounts) {
@@ -242,7 +263,7 @@ func readNodes(ctx context.Context, client kubernetes.Interface, items []fleet.I
 	}
 	got, errs := make([]*corev1.Node, len(items)), make([]error, len(items))
 	each(planReads, len(items), func(i int) {
-		got[i], errs[i] = nodeClient{rest: core, name: items[i].Ref.Name}.get(ctx)
+		got[i], errs[i] = nodeClient{reads: core, name: items[i].Ref.Name}.get(ctx)
 	})
 	for i, it := range items {
 		switch {

@@ -207,14 +207,14 @@ func (o *Ops) copied(ctx context.Context, by fleet.Caller, op fleet.Operation) (
 		o.denied(ctx, by, "", op, *op.Source, fmt.Sprintf("the role %q does not have %s", by.Role, fleet.PermNodesView))
 		return op, unknownSource(*op.Source) // the refusal is for the record; to the person there is no such cluster
 	}
-	client, err := o.cfg.Clients(op.Source.Cluster, by)
+	via, err := o.cfg.Clients(op.Source.Cluster, by)
 	if errors.Is(err, fleet.ErrNotFound) {
 		return op, unknownSource(*op.Source)
 	}
 	if err != nil {
 		return op, fmt.Errorf("copying from %s: %w", op.Source, err)
 	}
-	n, err := nodeClient{rest: client.CoreV1().RESTClient(), name: op.Source.Name}.get(ctx)
+	n, err := nodeClient{reads: via.Own.CoreV1().RESTClient(), name: op.Source.Name}.get(ctx)
 	if errors.Is(err, fleet.ErrNotFound) {
 		return op, fleet.Invalid("source", "there is no node %s in cluster %s", op.Source.Name, op.Source.Cluster)
 	}

@@ -109,6 +109,7 @@ function start() {
     matching.textContent = t('allmatching', {n: total.toLocaleString(document.documentElement.lang)});
     kubectl.dataset.copy = commands();
     save();
+    document.dispatchEvent(new CustomEvent('knm:selected'));
   }
 
   // The same by hand, one line for each cluster and verb.
