@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,7 @@ import (
 
 // Every kind of stream, at two replicas, ends with what its person loses, in whichever way they lose it; the session is
 // nobody then, at both, and nothing is left open.
-func TestStreams_EndWithTheAuthority(t *testing.T) {
+func TestStreams_EndWithTheAuthority(t *testing.T) { //nolint:tparallel // what is left open is counted after the last of them
 	t.Parallel()
 	c := kubetest.Shared(t)
 	node := c.Node(t, kubetest.NodeSpec{}).Name
@@ -64,7 +65,7 @@ func TestStreams_EndWithTheAuthority(t *testing.T) {
 			for _, kind := range kinds {
 				here, far = append(here, who.stream("GET", kind, "")), append(far, there.stream("GET", kind, ""))
 			}
-			for i, st := range append(here[:len(here):len(here)], far...) {
+			for i, st := range slices.Concat(here, far) {
 				st.until(kinds[i%len(kinds)]+" to say something", func(event) bool { return true })
 			}
 			tc.end(who)

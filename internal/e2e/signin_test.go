@@ -8,6 +8,7 @@ import (
 	"crypto/sha1"
 	"encoding/base32"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"html/template"
 	"net"
@@ -331,7 +332,9 @@ func TestSignIn_HostileNext(t *testing.T) {
 		if err := elsewhere.Close(); err != nil {
 			t.Error(err)
 		}
-		<-served
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 	})
 	host := l.Addr().String()
 	password := s.addUser("ada", "viewer")

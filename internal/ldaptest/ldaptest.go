@@ -215,7 +215,7 @@ func (d *Directory) Restart() {
 	}
 	defer func() { _ = log.Close() }() // the server has its own
 	// With a level of debugging it stays in the foreground.
-	c := exec.Command(d.bin, "-d", "stats", "-h", d.StartTLS+"/ "+d.LDAPS+"/", "-f", filepath.Join(d.dir, "slapd.conf")) //nolint:noctx,gosec // it lives until it is stopped; G204: of our own making
+	c := exec.Command(d.bin, "-d", "stats", "-h", d.StartTLS+"/ "+d.LDAPS+"/", "-f", filepath.Join(d.dir, "slapd.conf")) //nolint:noctx // it lives until it is stopped
 	c.SysProcAttr, c.Dir, c.Stdout, c.Stderr = attributes(), d.dir, log, log
 	if err := c.Start(); err != nil {
 		d.tb.Fatal(err)
