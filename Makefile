@@ -17,7 +17,7 @@ KUBECONFIG ?= $(HOME)/.kube/config
 TEST_TIMEOUT ?= 25m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build sbom reproducible vuln defects devcluster browser postgres test check generate generated tidy fix lint vet bench bench-quick bench-go fuzz image clean
+.PHONY: help demo run build sbom reproducible vuln defects devcluster browser postgres slapd test check generate generated tidy fix lint vet bench bench-quick bench-go fuzz image clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -54,7 +54,10 @@ browser: ## install Chromium for the browser tests where it is missing
 postgres: ## install PostgreSQL for the tests where it is missing
 	@deploy/install-postgresql.sh
 
-test: browser postgres devcluster ## everything: unit, real control plane, browser and PostgreSQL; with the race detector
+slapd: ## install OpenLDAP's server for the tests where it is missing
+	@deploy/install-slapd.sh
+
+test: browser postgres slapd devcluster ## everything: unit, real control plane, browser, PostgreSQL and directory; with the race detector
 	$(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
 	# The same flags as its build, and no vet: both would compile or read all of Kubernetes once more.
 	cd deploy/devcluster && CGO_ENABLED=0 GOFLAGS=-buildvcs=false $(GO) test -trimpath -vet=off ./...

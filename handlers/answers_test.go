@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -290,9 +291,9 @@ func TestCreateBatch_Negotiation(t *testing.T) {
 			open := got.Open
 			got.Open = nil
 			want := realtime.BatchStream{Batch: "b1", Viewer: realtime.Viewer{
-				Session: "hash-operator", UserID: "u-operator", Addr: "192.0.2.1", Lang: "en", Format: tt.format,
+				Session: "hash-operator", UserID: "u-operator", Addr: "192.0.2.1", Lang: "en", Format: tt.format, Sight: fleet.SeesAll(),
 			}}
-			if diff := cmp.Diff(want, got); diff != "" {
+			if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b fleet.Sight) bool { return a.Key() == b.Key() })); diff != "" {
 				t.Error(diff)
 			}
 			if (tt.format == realtime.HTML) != (len(open) > 0) {
@@ -667,6 +668,22 @@ func TestPeople(t *testing.T) {
 		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{}`}, status: 422},
 		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"disabled":"maybe"}`}, status: 422},
 		{call: call{method: "POST", path: "/api/v1/users", who: "admin", body: formBody("name", "x", "role", "root")}, status: 422},
+		{call: call{method: "POST", path: "/api/v1/users", who: "admin", body: formBody("name", "x", "role", "none", "password", "x")}, status: 201, did: "AddUser x none"},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grants":[{"scope":"prod-*","role":"operator","also":["node.no_execute"]},{"scope":"lab","role":"viewer"}]}`}, status: 204, did: "SetGrants eve [operator+node.no_execute in prod-* viewer in lab]"},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grants":[]}`}, status: 204, did: "SetGrants eve []"},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grant":"lab","grant_role":"viewer"}`}, status: 204, did: "AddGrant eve viewer in lab"},
+		{call: call{method: "POST", path: "/api/v1/users/eve", who: "admin", header: html, body: formBody("grant", "prod-*", "grant_role", "admin", "also", "node.drain", "also", "node.cordon")}, status: 303, did: "AddGrant eve admin+node.drain+node.cordon in prod-*", location: "/users"},
+		{call: call{method: "POST", path: "/api/v1/users/eve", who: "admin", header: html, body: formBody("revoke", "label:env=prod")}, status: 303, did: "DropGrant eve label:env=prod", location: "/users"},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grants":[{"scope":"lab","role":"viewer","from":"oidc"}]}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grants":[1]}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grants":"lab"}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grants":null}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grants":[],"role":"viewer"}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"grant":"lab","revoke":"lab"}`}, status: 422},
+		{call: call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"disabled":true,"grant_role":"viewer"}`}, status: 422},
+		{call: call{method: "POST", path: "/api/v1/tokens", who: "viewer", header: asObject, body: `{"name":"ci","grants":[]}`}, status: 422},
+		{call: call{method: "POST", path: "/api/v1/tokens", who: "viewer", header: asObject, body: `{"name":"ci","expires":"2030-01-02","role":"viewer","scope":"prod-*"}`}, status: 201, did: "AddToken ci 2030-01-03 viewer prod-*"},
+		{call: call{method: "POST", path: "/api/v1/tokens", who: "viewer", body: formBody("name", "ci", "expires", "2030-01-02", "role", "", "scope", "")}, status: 201, did: "AddToken ci 2030-01-03"},
 		{call: call{method: "DELETE", path: "/api/v1/tokens/t1", who: "viewer"}, status: 204, did: "EndToken t1"},
 		{call: call{method: "POST", path: "/api/v1/tokens/t1/delete", who: "viewer", header: html}, status: 303, did: "EndToken t1", location: "/account"},
 		{call: call{method: "DELETE", path: "/api/v1/sessions/h1", who: "viewer"}, status: 204, did: "EndSession h1"},
@@ -686,6 +703,37 @@ func TestPeople(t *testing.T) {
 	s.do(call{method: "PATCH", path: "/api/v1/users/eve", who: "admin", header: asObject, body: `{"role":"viewer","disabled":true}`})
 	if len(s.calls) != before {
 		t.Errorf("half of a double change was done: %q", s.calls[before:])
+	}
+}
+
+// What people may do where is shown to admins, as a page and as JSON, and to each what they may themselves.
+func TestGrants_Shown(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	w := s.do(call{path: "/api/v1/users", who: "admin"})
+	if !strings.Contains(w.Body.String(), `"grants":[]`) || strings.Contains(w.Body.String(), `"groups"`) {
+		t.Errorf("no grants are %s", w.Body)
+	}
+	s.grants = []fleet.Grant{
+		{Scope: "prod-*", Role: fleet.RoleOperator, Also: []fleet.Permission{fleet.PermPastBudget}}, {Scope: "edge", Role: fleet.RoleViewer, From: fleet.PersonOIDC},
+	}
+	w = s.do(call{path: "/api/v1/users", who: "admin"})
+	if want := `"grants":[{"scope":"prod-*","role":"operator","also":["node.drain_past_budget"]},{"scope":"edge","role":"viewer","from":"oidc"}]`; !strings.Contains(w.Body.String(), want) {
+		t.Errorf("grants are %s", w.Body)
+	}
+	d := document(t, s.do(call{path: "/users", who: "admin", header: html}))
+	var take, boxes []string
+	d.Find("button[name=revoke]").Each(func(_ int, b *goquery.Selection) { take = append(take, b.AttrOr("value", "")) })
+	d.Find("input[name=also]").Each(func(_ int, b *goquery.Selection) { boxes = append(boxes, b.AttrOr("value", "")) })
+	if !slices.Equal(take, []string{"prod-*"}) || len(boxes) != len(fleet.Grantable()) || !strings.Contains(d.Find("ul.grants").Text(), "delete pods that a budget guards") {
+		t.Errorf("to be taken away %q, to be given %q: %s", take, boxes, d.Find("ul.grants").Text())
+	}
+	if d.Find("select[name=role] option[value=none]").Length() == 0 || d.Find("select[name=grant_role] option[value=none]").Length() != 0 {
+		t.Error("the role none is for everywhere, not for a grant")
+	}
+	d = document(t, s.do(call{path: "/account", who: "viewer", header: html}))
+	if text := d.Find("#may-grants").Text(); !strings.Contains(text, "prod-*") || !strings.Contains(text, "edge") || d.Find("#may-everywhere").Text() != "Everywhere: viewer" {
+		t.Errorf("the account says %q and %q", d.Find("#may-everywhere").Text(), text)
 	}
 }
 

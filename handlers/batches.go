@@ -60,7 +60,7 @@ func (s *server) made(w http.ResponseWriter, r *http.Request, id string) error {
 		return s.streamPanel(w, r, id)
 	case accepts(r, "text/event-stream"):
 		setDeadlines(w, 0, 0)
-		return s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.JSON), Batch: id})
+		return s.progress(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.JSON), Batch: id})
 	case accepts(r, "text/html"):
 		http.Redirect(w, r, location, http.StatusSeeOther)
 		return nil
@@ -77,28 +77,39 @@ func (s *server) freshViewer(r *http.Request, format realtime.Format) realtime.V
 
 // streamPanel answers a form of htmx: the panel first, then its rows and counters as they change.
 func (s *server) streamPanel(w http.ResponseWriter, r *http.Request, id string) error {
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return err
 	}
 	panel, err := views.Fragment(views.Panel(views.BatchPanel{
-		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b), Embedded: true, Nonce: stateOf(r).nonce, Key: rand.Text(),
+		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b, items), Embedded: true, Nonce: stateOf(r).nonce, Key: rand.Text(),
 	}))
 	if err != nil {
 		return err
 	}
 	setDeadlines(w, 0, 0)
-	return s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.HTML), Batch: id, Open: panel})
+	return s.progress(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.HTML), Batch: id, Open: panel})
 }
 
 // canSteer tells whether the buttons are offered. Whether they work is decided where batches are kept.
-func canSteer(c fleet.Caller, b fleet.Batch) bool {
+func canSteer(c fleet.Caller, b fleet.Batch, items []fleet.Item) bool {
 	p, ok := b.Operation.Action.Permission()
-	return ok && c.May(p, "")
+	if c.May(p, "") {
+		return ok
+	}
+	asked := map[string]bool{}
+	for i := range items {
+		cluster := items[i].Ref.Cluster
+		if !asked[cluster] && !c.May(p, cluster) {
+			return false
+		}
+		asked[cluster] = true
+	}
+	return ok && len(items) > 0
 }
 
 func (s *server) writeBatch(w http.ResponseWriter, r *http.Request, status int, id string) error {
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}
@@ -142,8 +153,19 @@ func (s *server) batchStream(w http.ResponseWriter, r *http.Request) error {
 	if wantsHTML(r) {
 		format = realtime.HTML
 	}
-	err = s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.viewer(r, format), Batch: id})
-	return notFound(err, unknownBatch(id))
+	return s.progress(w, r, realtime.BatchStream{Viewer: s.viewer(r, format), Batch: id})
+}
+
+// progress serves the stream of a batch to those who see it, and to them no more than they see.
+func (s *server) progress(w http.ResponseWriter, r *http.Request, bs realtime.BatchStream) error {
+	if by := callerOf(r); !by.Sight().All() {
+		b, _, err := s.cfg.Batches.Batch(r.Context(), by, bs.Batch)
+		if err != nil {
+			return notFound(err, unknownBatch(bs.Batch))
+		}
+		bs.Shown = func(now *fleet.Batch) { now.Parent, now.Operation.Revert = b.Parent, b.Operation.Revert }
+	}
+	return notFound(s.cfg.Streams.Batch(w, r, bs), unknownBatch(bs.Batch))
 }
 
 // batchFilter reads the filters of a list of batches.
@@ -183,7 +205,7 @@ func (s *server) listBatches(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	list, err := s.cfg.Batches.List(r.Context(), f)
+	list, err := s.cfg.Batches.List(r.Context(), callerOf(r), f)
 	if err != nil {
 		return err
 	}
@@ -204,7 +226,7 @@ func (s *server) batchesPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	list, err := s.cfg.Batches.List(r.Context(), f)
+	list, err := s.cfg.Batches.List(r.Context(), callerOf(r), f)
 	if err != nil {
 		return err
 	}
@@ -221,12 +243,12 @@ func (s *server) batchPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}
 	p := views.BatchPage{Layout: s.layout(r, "batch.title", "batches"), Panel: views.BatchPanel{
-		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b), Nonce: stateOf(r).nonce, Key: rand.Text(),
+		Lang: s.lang(r), Batch: b, Items: items, CanSteer: canSteer(callerOf(r), b, items), Nonce: stateOf(r).nonce, Key: rand.Text(),
 	}}
 	if b.State == fleet.BatchDone {
 		p.Static = true

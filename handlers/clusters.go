@@ -67,12 +67,16 @@ func (s *server) steered(w http.ResponseWriter, r *http.Request, err error) erro
 func (s *server) showClusters(w http.ResponseWriter, r *http.Request, status int, form views.ClusterForm, test *fleet.ClusterTest) error {
 	caller := callerOf(r)
 	p := views.ClustersPage{
-		Layout: s.layout(r, "clusters.title", "clusters"), Clusters: s.cfg.Nodes.Clusters(), Stream: "/clusters/stream",
-		CanRetry: caller.May(fleet.PermClusterRetry, ""), CanAccept: caller.May(fleet.PermClusterAdmin, ""),
-		CanManage: caller.May(fleet.PermClusterAdmin, ""), Form: form, Test: test,
+		Layout: s.layout(r, "clusters.title", "clusters"), Clusters: s.cfg.Nodes.Clusters(caller.Sight()),
+		CanRetry: caller.MaySomewhere(fleet.PermClusterRetry), CanAccept: caller.MaySomewhere(fleet.PermClusterAdmin),
+		CanManage: caller.MaySomewhere(fleet.PermClusterAdmin), Form: form, Test: test,
+	}
+	p.NoSight = len(p.Clusters) == 0 && !caller.Sight().All()
+	if p.Static = !caller.MaySomewhere(fleet.PermNodesView); !p.Static {
+		p.Stream = "/clusters/stream"
 	}
 	if p.CanManage {
-		p.Managed, p.Enabled, p.Manifest = s.cfg.Managed.Managed(), s.cfg.Managed.Enabled(), s.cfg.Manifest
+		p.Managed, p.Enabled, p.Manifest = s.managed(caller), s.cfg.Managed.Enabled(), s.cfg.Manifest
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		p.Path = "/clusters" // also when it answers a form
@@ -80,11 +84,22 @@ func (s *server) showClusters(w http.ResponseWriter, r *http.Request, status int
 	return s.show(w, r, status, views.Clusters(p))
 }
 
+// managed are the clusters that were added and that the person may change.
+func (s *server) managed(by fleet.Caller) []fleet.ManagedCluster {
+	out := []fleet.ManagedCluster{}
+	for _, c := range s.cfg.Managed.Managed() {
+		if by.May(fleet.PermClusterAdmin, c.Name) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 // spec reads what adding, replacing and testing have in common.
 func (s *server) spec(r *http.Request) (*input, fleet.ClusterSpec, error) {
 	if !s.cfg.Managed.Enabled() {
 		return nil, fleet.ClusterSpec{}, say(fleet.ErrConflict, "error.clusters_off",
-			"no cluster can be added through the web: the server was started without --credentials-key-file")
+			"no cluster can be added through the web: the server has no key to seal credentials with (--key-file)")
 	}
 	in, err := readInput(r)
 	if err != nil {
@@ -146,7 +161,7 @@ func (s *server) replaceCluster(w http.ResponseWriter, r *http.Request) error {
 	}
 	switch {
 	case err != nil:
-		return s.answered(w, r, spec, name, s.unmanaged(name, err))
+		return s.answered(w, r, spec, name, s.unmanaged(r, name, err))
 	case wantsHTML(r):
 		http.Redirect(w, r, "/clusters", http.StatusSeeOther)
 		return nil
@@ -155,11 +170,11 @@ func (s *server) replaceCluster(w http.ResponseWriter, r *http.Request) error {
 }
 
 // unmanaged tells a cluster of the host's files, which is not ours to change, from one that does not exist.
-func (s *server) unmanaged(name string, err error) error {
+func (s *server) unmanaged(r *http.Request, name string, err error) error {
 	if !errors.Is(err, fleet.ErrNotFound) {
 		return err
 	}
-	if known := s.knownCluster(name); known != nil {
+	if known := s.knownCluster(callerOf(r), name); known != nil {
 		return known
 	}
 	return say(fleet.ErrConflict, "error.cluster_of_host", "{{.Part}} comes from a kubeconfig of the host, which is where it is changed", "Part", name)
@@ -179,7 +194,7 @@ func (s *server) removeCluster(w http.ResponseWriter, r *http.Request) error {
 		in.fail(&fleet.FieldError{Field: "confirm", Message: "must repeat the name of the cluster", Key: "clustername.confirm"})
 	}
 	if err = in.done(); err == nil {
-		err = s.unmanaged(name, s.cfg.Managed.RemoveCluster(r.Context(), callerOf(r), name))
+		err = s.unmanaged(r, name, s.cfg.Managed.RemoveCluster(r.Context(), callerOf(r), name))
 	}
 	switch {
 	case err != nil:
@@ -204,7 +219,7 @@ func (s *server) testCluster(w http.ResponseWriter, r *http.Request) error {
 	}
 	switch {
 	case err != nil && spec.Kubeconfig == "" && spec.Name != "":
-		return s.unmanaged(spec.Name, err)
+		return s.unmanaged(r, spec.Name, err)
 	case err != nil:
 		return s.answered(w, r, spec, "", err)
 	case wantsHTML(r):
@@ -217,7 +232,7 @@ func (s *server) listManaged(w http.ResponseWriter, r *http.Request) error {
 	if err := onlyParams(r.URL.Query()); err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, map[string]any{"items": s.cfg.Managed.Managed()})
+	return writeJSON(w, http.StatusOK, map[string]any{"items": s.managed(callerOf(r))})
 }
 
 // manifest is the service account that a cluster is given for us, for those whose own kubeconfig runs a program.

@@ -36,6 +36,8 @@ type Config struct {
 	Secure    bool           // TLS here or at the external URL: Secure cookies, HSTS
 	Version   string
 	Manifest  string // of the service account that a cluster is given for us, YAML
+	// Header may be nil: then no header says who somebody is, and such headers mean nothing.
+	Header *TrustedHeader
 }
 
 // Nodes answers from the cache. Nothing here but Pods touches an API server. *realtime.Manager implements it.
@@ -50,7 +52,7 @@ type Nodes interface {
 	FullNode(ref fleet.NodeRef) ([]byte, error)
 	// Row is the node's live row as rendered for lists.
 	Row(ref fleet.NodeRef, lang string) ([]byte, error)
-	Clusters() []fleet.Cluster
+	Clusters(sight fleet.Sight) []fleet.Cluster
 	// Matching lists the refs of every node the query matches, whatever the page, at most limit.
 	Matching(q *realtime.Query, limit int) []fleet.NodeRef
 	// Pods reads the pods of a node from the API server, now.
@@ -94,16 +96,21 @@ type Batches interface {
 	// Submit authorises every node, freezes the list and records the batch. The same idempotency key of the same
 	// person answers with the batch it made before. FieldError, ErrForbidden, BusyError.
 	Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (fleet.Batch, error)
-	Batch(ctx context.Context, id string) (fleet.Batch, []fleet.Item, error)
-	List(ctx context.Context, f fleet.BatchFilter) ([]fleet.Batch, error)
+	// Batch and all that follows is ErrNotFound for a batch that is about a cluster which the person does not see. What
+	// is answered names no other such batch.
+	Batch(ctx context.Context, by fleet.Caller, id string) (fleet.Batch, []fleet.Item, error)
+	// Sees is ErrNotFound for such a batch too; whether there is one for those who see everything, it does not say.
+	Sees(ctx context.Context, by fleet.Caller, id string) error
+	// List leaves such batches out.
+	List(ctx context.Context, by fleet.Caller, f fleet.BatchFilter) ([]fleet.Batch, error)
 	Cancel(ctx context.Context, by fleet.Caller, id string) error
 	// Plan says what Submit of the same would do, as far as looking can tell. The errors are those of Submit, but for
 	// a missing confirmation.
 	Plan(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (*fleet.Plan, error)
 	// BatchPlan is the plan that a batch was made by, ErrNotFound if it was made without one.
-	BatchPlan(ctx context.Context, id string) (*fleet.Plan, error)
+	BatchPlan(ctx context.Context, by fleet.Caller, id string) (*fleet.Plan, error)
 	// Events are the transitions of a batch's drains after a sequence number, oldest first, at most limit.
-	Events(ctx context.Context, id string, after int64, limit int) ([]fleet.BatchEvent, error)
+	Events(ctx context.Context, by fleet.Caller, id string, after int64, limit int) ([]fleet.BatchEvent, error)
 	// Pause starts no further node and no further eviction until Resume; what is ending ends. Both are ErrConflict where
 	// there is nothing to do. Resume also goes on with a batch that waits for a person.
 	Pause(ctx context.Context, by fleet.Caller, id string) error
@@ -139,6 +146,8 @@ type Auth interface {
 	OIDC() bool
 	BeginOIDC(ctx context.Context, redirect string) (target, kept string, until time.Time, err error)
 	FinishOIDC(ctx context.Context, redirect, kept string, answer url.Values, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
+	// SignInByHeader signs in whom a trusted proxy names. ErrForbidden for who may not use this.
+	SignInByHeader(ctx context.Context, name string, groups []string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
 	SignOut(ctx context.Context, token string) error
 	// BySession and ByToken return ErrUnauthenticated for what is unknown, expired, revoked or of a disabled person.
 	BySession(ctx context.Context, token string) (fleet.Caller, error)
@@ -163,12 +172,20 @@ type People interface {
 	Reinvite(ctx context.Context, by fleet.Caller, name string) (fleet.Invitation, error)
 	SetDisabled(ctx context.Context, by fleet.Caller, name string, disabled bool) error
 	SetRole(ctx context.Context, by fleet.Caller, name string, role fleet.Role) error
+	// SetGrants makes a list all that a person may do in some clusters beside their role; AddGrant adds one, in place of one
+	// of the same scope, and DropGrant takes one away. What follows from groups stays. FieldErrors.
+	SetGrants(ctx context.Context, by fleet.Caller, name string, list []fleet.Grant) error
+	AddGrant(ctx context.Context, by fleet.Caller, name string, g fleet.Grant) error
+	DropGrant(ctx context.Context, by fleet.Caller, name string, scope fleet.Scope) error
 	SetPassword(ctx context.Context, by fleet.Caller, name, password string) error
+	// Me is the caller with what they may do where.
+	Me(ctx context.Context, by fleet.Caller) (fleet.User, error)
 	Sessions(ctx context.Context, by fleet.Caller) ([]fleet.Session, error)
 	EndSession(ctx context.Context, by fleet.Caller, hash string) error
 	Tokens(ctx context.Context, by fleet.Caller) ([]fleet.Token, error)
-	// AddToken returns the secret, which is kept nowhere.
-	AddToken(ctx context.Context, by fleet.Caller, name string, expires time.Time) (secret string, t fleet.Token, err error)
+	// AddToken makes a token of a name and an end, and with a role and a scope that are the most it may do. It returns the
+	// secret, which is kept nowhere.
+	AddToken(ctx context.Context, by fleet.Caller, want fleet.Token) (secret string, t fleet.Token, err error)
 	EndToken(ctx context.Context, by fleet.Caller, id string) error
 	SecondFactor(ctx context.Context, by fleet.Caller) (fleet.FactorState, error)
 	// BeginFactor, ConfirmFactor and DropFactor are about the caller's own second factor; ResetFactor is for admins.
@@ -181,6 +198,8 @@ type People interface {
 // Audit reads the record.
 type Audit interface {
 	Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error)
+	// Export records that it is done, in the words of what, and hands out the entries page by page, oldest first.
+	Export(ctx context.Context, by fleet.Caller, what string, f fleet.AuditFilter, each func([]fleet.Entry) error) error
 	// Denied records a refusal that a handler decided.
 	Denied(ctx context.Context, by fleet.Caller, action, detail string)
 }

@@ -87,6 +87,9 @@ func answerFor(err error, lang string) answer {
 		a.batch = e.Batch
 		a.message = views.Message(lang, "error.busy", map[string]string{"Part": e.Node.String(), "Batch": e.Batch}, e.Error())
 	}
+	if e, ok := errors.AsType[*fleet.DeniedError](err); ok {
+		a.message = views.Message(lang, "error.denied", map[string]string{"Part": e.Cluster, "Permission": string(e.Permission)}, e.Error())
+	}
 	if e, ok := errors.AsType[*fleet.LimitError](err); ok {
 		a.retry = e.Retry
 		a.message = views.Message(lang, "error.limit", map[string]string{"Part": e.What, "Retry": e.Retry.Round(time.Second).String()}, e.Error())

@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,6 +52,7 @@ type world struct {
 	saveErr error // answer of SaveTemplate, if not nil
 	batches map[string]fleet.Batch
 	denied  []string
+	exports []string // of the record
 	signIn  error
 	calls   []string // what People and Auth were asked to do
 	people  error    // answer of every call of People, if not nil
@@ -59,7 +61,12 @@ type world struct {
 	factor  fleet.FactorState
 	entries []fleet.Entry
 	ready   error
-	off     bool // no key to seal credentials with
+	ended   map[string]bool // whose sessions and tokens are over
+	off     bool            // no key to seal credentials with
+
+	clustersOf map[string][]string // what batches are about, if not prod
+	callers    map[string]fleet.Caller
+	grants     []fleet.Grant
 }
 
 func newWorld() *world {
@@ -124,7 +131,9 @@ func (wd *world) clusters() []fleet.Cluster {
 	}
 }
 
-func (wd *world) Clusters() []fleet.Cluster { return wd.clusters() }
+func (wd *world) Clusters(sight fleet.Sight) []fleet.Cluster {
+	return slices.DeleteFunc(wd.clusters(), func(c fleet.Cluster) bool { return !sight.Sees(c.Name) })
+}
 
 func (wd *world) Node(ref fleet.NodeRef) (*fleet.Node, error) {
 	wd.mu.Lock()
@@ -173,12 +182,12 @@ func (wd *world) Pods(ctx context.Context, _ fleet.NodeRef) (fleet.PodList, erro
 
 // serveStream says hello, and what was asked for is kept. The real ones have tests of their own.
 func (wd *world) serveStream(w http.ResponseWriter, s any, err error) error {
-	wd.mu.Lock()
-	wd.streams = append(wd.streams, s)
-	wd.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	wd.mu.Lock()
+	wd.streams = append(wd.streams, s)
+	wd.mu.Unlock()
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-cache, no-transform")
 	w.WriteHeader(http.StatusOK)
@@ -206,7 +215,36 @@ func (f streams) Batch(w http.ResponseWriter, _ *http.Request, s realtime.BatchS
 
 type batches struct{ wd *world }
 
+// about checks what the engine checks of the clusters of a request.
+func (f batches) about(by fleet.Caller, spec fleet.BatchSpec) error {
+	p, _ := spec.Action.Permission()
+	refs := slices.Clone(spec.Nodes)
+	if spec.Source != nil {
+		refs = append(refs, *spec.Source)
+	}
+	for _, ref := range refs {
+		// Tests that are not about sights name clusters as they like.
+		if sight := by.Sight(); !sight.All() && !slices.ContainsFunc(f.wd.Clusters(sight), func(c fleet.Cluster) bool { return c.Name == ref.Cluster }) {
+			return fleet.Invalid("nodes", "%q names the cluster %q, which is not known here", ref, ref.Cluster)
+		}
+	}
+	for _, ref := range spec.Nodes {
+		if !by.May(p, ref.Cluster) {
+			return &fleet.DeniedError{Cluster: ref.Cluster, Permission: p}
+		}
+	}
+	if spec.Revert != "" {
+		if err := f.Sees(context.Background(), by, spec.Revert); err != nil {
+			return fleet.Invalid("batch", "there is no batch %q", spec.Revert)
+		}
+	}
+	return nil
+}
+
 func (f batches) Submit(_ context.Context, by fleet.Caller, spec fleet.BatchSpec) (fleet.Batch, error) {
+	if err := f.about(by, spec); err != nil {
+		return fleet.Batch{}, err
+	}
 	f.wd.mu.Lock()
 	defer f.wd.mu.Unlock()
 	f.wd.specs = append(f.wd.specs, spec)
@@ -218,19 +256,65 @@ func (f batches) Submit(_ context.Context, by fleet.Caller, spec fleet.BatchSpec
 	return b, nil
 }
 
-func (f batches) Batch(_ context.Context, id string) (fleet.Batch, []fleet.Item, error) {
+// clusters are those that a batch is about.
+func (f batches) clusters(id string) []string {
+	if list := f.wd.clustersOf[id]; list != nil {
+		return list
+	}
+	return []string{"prod"}
+}
+
+func (f batches) Sees(_ context.Context, by fleet.Caller, id string) error {
+	sight := by.Sight()
+	if _, ok := f.wd.batches[id]; !ok && !sight.All() {
+		return fmt.Errorf("looking for batch: %w", fleet.ErrNotFound)
+	}
+	for _, name := range f.clusters(id) {
+		if !sight.All() && !slices.ContainsFunc(f.wd.Clusters(sight), func(c fleet.Cluster) bool { return c.Name == name }) {
+			return fmt.Errorf("looking for batch: %w", fleet.ErrNotFound)
+		}
+	}
+	return nil
+}
+
+func (f batches) Batch(ctx context.Context, by fleet.Caller, id string) (fleet.Batch, []fleet.Item, error) {
 	b, ok := f.wd.batches[id]
-	if !ok {
+	if !ok || f.Sees(ctx, by, id) != nil {
 		return fleet.Batch{}, nil, fmt.Errorf("reading batch: %w", fleet.ErrNotFound)
 	}
 	if f.wd.items != nil {
 		return b, f.wd.items, nil
 	}
-	return b, []fleet.Item{{Ref: fleet.NodeRef{Cluster: "prod", Name: "node-0"}, State: fleet.ItemQueued}}, nil
+	items := []fleet.Item{}
+	for i, name := range f.clusters(id) {
+		items = append(items, fleet.Item{Seq: i, Ref: fleet.NodeRef{Cluster: name, Name: "node-0"}, State: fleet.ItemQueued})
+	}
+	return b, items, nil
 }
 
-func (f batches) List(context.Context, fleet.BatchFilter) ([]fleet.Batch, error) {
-	return []fleet.Batch{f.wd.batches["b1"], f.wd.batches["b2"]}, nil
+func (f batches) List(ctx context.Context, by fleet.Caller, _ fleet.BatchFilter) ([]fleet.Batch, error) {
+	var out []fleet.Batch
+	for _, id := range slices.Sorted(maps.Keys(f.wd.batches)) {
+		if f.Sees(ctx, by, id) == nil {
+			out = append(out, f.wd.batches[id])
+		}
+	}
+	return out, nil
+}
+
+// steered is what every steering call answers.
+func (f batches) steered(by fleet.Caller, id string) error {
+	if err := f.Sees(context.Background(), by, id); err != nil {
+		return err
+	}
+	if p, _ := f.wd.batches[id].Operation.Action.Permission(); f.known(id) == nil {
+		for _, name := range f.clusters(id) {
+			if !by.May(p, name) {
+				return &fleet.DeniedError{Cluster: name, Permission: p}
+			}
+		}
+	}
+	return f.known(id)
 }
 
 func (f batches) known(id string) error {
@@ -242,10 +326,13 @@ func (f batches) known(id string) error {
 
 func (f batches) Cancel(_ context.Context, by fleet.Caller, id string) error {
 	f.wd.note("Cancel %s by %s", id, by.Name)
-	return f.known(id)
+	return f.steered(by, id)
 }
 
-func (f batches) Plan(_ context.Context, _ fleet.Caller, spec fleet.BatchSpec) (*fleet.Plan, error) {
+func (f batches) Plan(_ context.Context, by fleet.Caller, spec fleet.BatchSpec) (*fleet.Plan, error) {
+	if err := f.about(by, spec); err != nil {
+		return nil, err
+	}
 	f.wd.mu.Lock()
 	defer f.wd.mu.Unlock()
 	f.wd.planned = append(f.wd.planned, spec)
@@ -260,8 +347,8 @@ func (f batches) Plan(_ context.Context, _ fleet.Caller, spec fleet.BatchSpec) (
 	}, nil
 }
 
-func (f batches) BatchPlan(_ context.Context, id string) (*fleet.Plan, error) {
-	if err := f.known(id); err != nil {
+func (f batches) BatchPlan(ctx context.Context, by fleet.Caller, id string) (*fleet.Plan, error) {
+	if err := cmp.Or(f.Sees(ctx, by, id), f.known(id)); err != nil {
 		return nil, err
 	}
 	if f.wd.plan == nil {
@@ -270,7 +357,10 @@ func (f batches) BatchPlan(_ context.Context, id string) (*fleet.Plan, error) {
 	return f.wd.plan, nil
 }
 
-func (f batches) Events(_ context.Context, id string, after int64, limit int) ([]fleet.BatchEvent, error) {
+func (f batches) Events(ctx context.Context, by fleet.Caller, id string, after int64, limit int) ([]fleet.BatchEvent, error) {
+	if err := f.Sees(ctx, by, id); err != nil {
+		return nil, err
+	}
 	var out []fleet.BatchEvent
 	for _, e := range f.wd.events {
 		if e.Seq > after && len(out) < limit {
@@ -282,17 +372,17 @@ func (f batches) Events(_ context.Context, id string, after int64, limit int) ([
 
 func (f batches) Pause(_ context.Context, by fleet.Caller, id string) error {
 	f.wd.note("Pause %s by %s", id, by.Name)
-	return f.known(id)
+	return f.steered(by, id)
 }
 
 func (f batches) Resume(_ context.Context, by fleet.Caller, id string) error {
 	f.wd.note("Resume %s by %s", id, by.Name)
-	return f.known(id)
+	return f.steered(by, id)
 }
 
 func (f batches) Retry(_ context.Context, by fleet.Caller, id, key string) (fleet.Batch, error) {
 	f.wd.note("Retry %s by %s with %q", id, by.Name, key)
-	return f.wd.batches["b1"], f.known(id)
+	return f.wd.batches["b1"], f.steered(by, id)
 }
 
 func (f batches) Skip(_ context.Context, by fleet.Caller, id string, item int) error {
@@ -300,7 +390,7 @@ func (f batches) Skip(_ context.Context, by fleet.Caller, id string, item int) e
 	if item > 0 {
 		return fleet.ErrNotFound
 	}
-	return f.known(id)
+	return f.steered(by, id)
 }
 
 type templates struct{ wd *world }
@@ -380,17 +470,28 @@ func (f authority) FinishOIDC(_ context.Context, redirect, kept string, answer u
 	return "admin", time.Now().Add(time.Hour), f.wd.signIn
 }
 
+func (f authority) SignInByHeader(_ context.Context, name string, groups []string, from fleet.Caller, _ string) (string, time.Time, error) {
+	f.wd.note("SignInByHeader %s %q %s %s", name, groups, from.Addr, from.Session)
+	return "operator", time.Now().Add(time.Hour), f.wd.signIn
+}
+
 func (f authority) SignOut(_ context.Context, token string) error {
 	f.wd.note("SignOut %s", token)
 	return nil
 }
 
 func (f authority) caller(token, via string) (fleet.Caller, error) {
+	if who, ok := f.wd.callers[token]; ok {
+		who.UserID, who.Name, who.Session, who.Via = "u-"+token, token, "hash-"+token, via
+		return who, nil
+	}
 	role, err := fleet.ParseRole(token)
 	if token == "store-down" {
 		return fleet.Caller{}, errors.New("disk on fire: secret path")
 	}
-	if err != nil {
+	f.wd.mu.Lock()
+	defer f.wd.mu.Unlock()
+	if err != nil || f.wd.ended[token] {
 		return fleet.Caller{}, fleet.ErrUnauthenticated
 	}
 	return fleet.Caller{UserID: "u-" + token, Name: token, Role: role, Session: "hash-" + token, Via: via}, nil
@@ -440,7 +541,7 @@ type managed struct{ wd *world }
 func (f managed) Enabled() bool { return !f.wd.off }
 
 func (f managed) Managed() []fleet.ManagedCluster {
-	return []fleet.ManagedCluster{{Name: odd, AddedBy: "ada", ChangedBy: "ada", Credential: fleet.CredentialFacts{Kind: "token", User: "knm", Fingerprint: "sha256:00"}}}
+	return []fleet.ManagedCluster{{Name: odd, AddedBy: "ada", ChangedBy: "ada", Credential: fleet.CredentialFacts{Kind: "token", User: "knm", Fingerprint: "sha256:00"}}, {Name: "test"}}
 }
 
 func (f managed) did(what string, by fleet.Caller, spec fleet.ClusterSpec) (fleet.ManagedCluster, error) {
@@ -488,7 +589,7 @@ func (wd *world) note(format string, args ...any) {
 }
 
 func (f people) Users(context.Context) ([]fleet.User, error) {
-	return []fleet.User{{ID: "u1", Name: "ada", Role: fleet.RoleAdmin}}, nil
+	return []fleet.User{{ID: "u1", Name: "ada", Role: fleet.RoleAdmin, Grants: f.wd.grants}}, nil
 }
 
 func (f people) AddUser(_ context.Context, _ fleet.Caller, name string, role fleet.Role, _ string) error {
@@ -540,6 +641,25 @@ func (f people) SetRole(_ context.Context, _ fleet.Caller, name string, role fle
 	return f.wd.people
 }
 
+func (f people) SetGrants(_ context.Context, _ fleet.Caller, name string, list []fleet.Grant) error {
+	f.wd.note("SetGrants %s %v", name, list)
+	return f.wd.people
+}
+
+func (f people) AddGrant(_ context.Context, _ fleet.Caller, name string, g fleet.Grant) error {
+	f.wd.note("AddGrant %s %s", name, g)
+	return f.wd.people
+}
+
+func (f people) DropGrant(_ context.Context, _ fleet.Caller, name string, scope fleet.Scope) error {
+	f.wd.note("DropGrant %s %s", name, scope)
+	return f.wd.people
+}
+
+func (f people) Me(_ context.Context, by fleet.Caller) (fleet.User, error) {
+	return fleet.User{ID: by.UserID, Name: by.Name, Role: by.Role, Grants: f.wd.grants}, nil
+}
+
 func (f people) SetPassword(_ context.Context, _ fleet.Caller, name, _ string) error {
 	f.wd.note("SetPassword %s", name)
 	return f.wd.people
@@ -558,9 +678,10 @@ func (f people) Tokens(context.Context, fleet.Caller) ([]fleet.Token, error) {
 	return []fleet.Token{{ID: "t1", Name: "ci"}}, nil
 }
 
-func (f people) AddToken(_ context.Context, _ fleet.Caller, name string, expires time.Time) (string, fleet.Token, error) {
-	f.wd.note("AddToken %s %s", name, expires.UTC().Format(time.DateOnly))
-	return "knm_fresh_secret", fleet.Token{ID: "t2", Name: name, ExpiresAt: expires}, f.wd.people
+func (f people) AddToken(_ context.Context, _ fleet.Caller, want fleet.Token) (string, fleet.Token, error) {
+	f.wd.note("%s", strings.TrimRight(fmt.Sprintf("AddToken %s %s %s %s", want.Name, want.ExpiresAt.UTC().Format(time.DateOnly), want.Role, want.Scope), " "))
+	want.ID = "t2"
+	return "knm_fresh_secret", want, f.wd.people
 }
 
 func (f people) EndToken(_ context.Context, _ fleet.Caller, id string) error {
@@ -572,6 +693,16 @@ type record struct{ wd *world }
 
 func (f record) Entries(_ context.Context, flt fleet.AuditFilter) ([]fleet.Entry, error) {
 	return f.wd.entries[:min(len(f.wd.entries), flt.Limit)], nil
+}
+
+func (f record) Export(_ context.Context, by fleet.Caller, what string, _ fleet.AuditFilter, each func([]fleet.Entry) error) error {
+	f.wd.mu.Lock()
+	f.wd.exports = append(f.wd.exports, by.Name+": "+what)
+	f.wd.mu.Unlock()
+	if len(f.wd.entries) == 0 {
+		return nil
+	}
+	return each(f.wd.entries)
 }
 
 func (f record) Denied(_ context.Context, by fleet.Caller, action, detail string) {
@@ -719,6 +850,12 @@ func document(t *testing.T, w *httptest.ResponseRecorder) *goquery.Document {
 		t.Fatal(err)
 	}
 	return d
+}
+
+func (wd *world) end(who string) {
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	wd.ended = map[string]bool{who: true}
 }
 
 func (wd *world) called(want string) bool {

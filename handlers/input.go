@@ -23,6 +23,9 @@ type input struct {
 	values map[string][]string
 	taken  map[string]bool
 	err    error
+
+	listed bool // there is a list of grants, of
+	grants int  // so many
 }
 
 // readInput reads the whole body. A route that wants none is content with none.
@@ -38,22 +41,49 @@ func readInput(r *http.Request) (*input, error) {
 	if len(body) == 0 {
 		return in, nil
 	}
-	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	media, err := mediaOf(r)
 	switch {
-	case err == nil && media == "application/x-www-form-urlencoded":
-		err = in.form(string(body))
-	case err == nil && media == "application/json":
+	case err != nil:
+	case media == mediaJSON:
 		err = in.json(body)
 	default:
-		err = say(fleet.ErrUnsupported, "error.media", "send application/x-www-form-urlencoded or application/json")
+		err = in.form(string(body))
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := textOnly(in.values); err != nil {
 		return nil, err
 	}
 	return in, nil
 }
 
+// The forms in which a body can come.
+const (
+	mediaForm = "application/x-www-form-urlencoded"
+	mediaJSON = "application/json"
+)
+
+// mediaOf is the form in which the body comes, ErrUnsupported for any other.
+func mediaOf(r *http.Request) (string, error) {
+	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || media != mediaForm && media != mediaJSON || len(r.Header.Values("Content-Type")) > 1 {
+		return "", say(fleet.ErrUnsupported, "error.media", "send application/x-www-form-urlencoded or application/json")
+	}
+	return media, nil
+}
+
+// maxValues is how many values a body may have: a batch may name 5,000 nodes, each as a field of its own.
+const maxValues = 10_000
+
+func tooManyValues() error {
+	return say(fleet.ErrInvalid, "error.values", "the request may have at most {{.Part}} values", "Part", strconv.Itoa(maxValues))
+}
+
 func (in *input) form(body string) error {
+	if strings.Count(body, "&") >= maxValues {
+		return tooManyValues()
+	}
 	v, err := url.ParseQuery(body)
 	if err != nil {
 		return say(fleet.ErrInvalid, "error.form", "the body is not a well-formed form")
@@ -63,46 +93,134 @@ func (in *input) form(body string) error {
 }
 
 // json accepts one flat object, in which value and values may be objects: {"value":{"a":"b"}} is value.a. Numbers and
-// booleans become their text; a list is several texts; null is absent.
+// booleans become their text; a list is several texts; null is absent. A name that is there twice is refused: of two
+// readers, one would take the first and one the last.
 func (in *input) json(body []byte) error {
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.UseNumber()
-	var fields map[string]any
-	if err := dec.Decode(&fields); err != nil || fields == nil {
-		return say(fleet.ErrInvalid, "error.json", "the body is not a JSON object")
+	j := jsonInput{in: in, dec: json.NewDecoder(bytes.NewReader(body))}
+	j.dec.UseNumber()
+	if start, err := j.dec.Token(); err != nil || start != json.Delim('{') {
+		return notJSON()
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return say(fleet.ErrInvalid, "error.json", "the body is not a JSON object")
+	if err := j.object("", map[string]bool{}); err != nil {
+		return err
 	}
-	for _, name := range []string{"value", "values"} {
-		if nested, ok := fields[name].(map[string]any); ok {
-			delete(fields, name)
-			for key, value := range nested {
-				fields[name+"."+key] = value
-			}
+	if _, err := j.dec.Token(); !errors.Is(err, io.EOF) {
+		return notJSON()
+	}
+	return nil
+}
+
+func notJSON() error { return say(fleet.ErrInvalid, "error.json", "the body is not a JSON object") }
+
+// jsonInput reads an object token by token, so that what is too deep or too much is refused where it begins.
+type jsonInput struct {
+	in   *input
+	dec  *json.Decoder
+	read int // values so far
+}
+
+// object reads what follows an opening brace; the names of its fields begin with the prefix. Seen are all names.
+func (j *jsonInput) object(prefix string, seen map[string]bool) error {
+	for j.dec.More() {
+		key, err := j.dec.Token()
+		if err != nil {
+			return notJSON()
 		}
-	}
-	for name, value := range fields {
-		list, ok := value.([]any)
-		if ok {
-			in.values[name] = nil // an empty list is there, and says nothing
-		}
+		text, ok := key.(string)
 		if !ok {
-			list = []any{value}
+			return notJSON()
 		}
-		for _, v := range list {
-			switch v := v.(type) {
-			case nil:
-			case string:
-				in.values[name] = append(in.values[name], v)
-			case json.Number:
-				in.values[name] = append(in.values[name], v.String())
-			case bool:
-				in.values[name] = append(in.values[name], strconv.FormatBool(v))
-			default:
-				return fleet.Invalid(name, "must be a text, a number, true, false or a list of texts")
+		name := prefix + text
+		if seen[name] {
+			return fleet.Invalid(name, "is given more than once")
+		}
+		seen[name] = true
+		v, err := j.dec.Token()
+		switch {
+		case err != nil:
+			return notJSON()
+		case v == json.Delim('{') && prefix == "" && (text == "value" || text == "values"):
+			err = j.object(name+".", seen)
+		case v == json.Delim('[') && name == "grants":
+			err = j.grants(seen)
+		case v == json.Delim('['):
+			j.in.values[name] = nil // an empty list is there, and says nothing
+			if j.read++; j.read > maxValues {
+				return tooManyValues()
 			}
+			err = j.list(name)
+		default:
+			err = j.add(name, v)
 		}
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := j.dec.Token(); err != nil {
+		return notJSON()
+	}
+	return nil
+}
+
+// grants reads what follows the bracket of the one list of objects that there is: [{"scope":"a"}] is grants[0].scope.
+func (j *jsonInput) grants(seen map[string]bool) error {
+	j.in.listed = true
+	for ; j.dec.More(); j.in.grants++ {
+		v, err := j.dec.Token()
+		switch {
+		case err != nil:
+			return notJSON()
+		case v != json.Delim('{'):
+			return notGrants()
+		}
+		if j.read++; j.read > maxValues {
+			return tooManyValues()
+		}
+		if err := j.object("grants["+strconv.Itoa(j.in.grants)+"].", seen); err != nil {
+			return err
+		}
+	}
+	if _, err := j.dec.Token(); err != nil {
+		return notJSON()
+	}
+	return nil
+}
+
+func notGrants() error {
+	return fleet.Invalid("grants", "must be a list of objects with scope, role and also")
+}
+
+func (j *jsonInput) list(name string) error {
+	for j.dec.More() {
+		v, err := j.dec.Token()
+		if err != nil {
+			return notJSON()
+		}
+		if err := j.add(name, v); err != nil {
+			return err
+		}
+	}
+	if _, err := j.dec.Token(); err != nil {
+		return notJSON()
+	}
+	return nil
+}
+
+// add takes one value.
+func (j *jsonInput) add(name string, v json.Token) error {
+	if j.read++; j.read > maxValues {
+		return tooManyValues()
+	}
+	switch v := v.(type) {
+	case nil:
+	case string:
+		j.in.values[name] = append(j.in.values[name], v)
+	case json.Number:
+		j.in.values[name] = append(j.in.values[name], v.String())
+	case bool:
+		j.in.values[name] = append(j.in.values[name], strconv.FormatBool(v))
+	default:
+		return fleet.Invalid(name, "must be a text, a number, true, false or a list of texts")
 	}
 	return nil
 }
@@ -199,6 +317,9 @@ func (in *input) done() error {
 		return in.err
 	}
 	var unknown []string
+	if in.listed && !in.taken["grants"] {
+		unknown = append(unknown, "grants")
+	}
 	for name := range in.values {
 		if !in.taken[name] {
 			unknown = append(unknown, name)
@@ -216,7 +337,7 @@ func moment(field, v string) (time.Time, error) {
 	if v == "" {
 		return time.Time{}, nil
 	}
-	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04", time.DateOnly} {
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateOnly} {
 		if t, err := time.Parse(layout, v); err == nil {
 			return t, nil
 		}
@@ -235,13 +356,13 @@ func onlyParams(q url.Values, known ...string) error {
 }
 
 // sequence is a number of the record; absent is 0.
-func sequence(raw string) (int64, error) {
+func sequence(field, raw string) (int64, error) {
 	if raw == "" {
 		return 0, nil
 	}
 	n, err := strconv.ParseInt(raw, 10, 64)
 	if err != nil || n < 1 {
-		return 0, fleet.Invalid("before", "%q is not a number of an entry", raw)
+		return 0, fleet.Invalid(field, "%q is not a number of an entry", raw)
 	}
 	return n, nil
 }

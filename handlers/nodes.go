@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,22 +32,21 @@ func (s *server) home(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// cluster is the cluster of the path, "" on the pages of all clusters. One that does not exist is the same as one that
-// the person may not see.
-func (s *server) cluster(r *http.Request) (string, error) {
-	name, err := pathParam(r, "cluster")
-	if err != nil || name == "" {
-		return "", err
-	}
-	return name, s.knownCluster(name)
-}
+// cluster is the cluster of the path, "" on the pages of all clusters. That there is one for this person was found out
+// before.
+func (s *server) cluster(r *http.Request) (string, error) { return pathParam(r, "cluster") }
 
-func (s *server) knownCluster(name string) error {
-	for _, c := range s.cfg.Nodes.Clusters() {
+// knownCluster refuses a cluster that does not exist, or that the person does not see.
+func (s *server) knownCluster(by fleet.Caller, name string) error {
+	for _, c := range s.cfg.Nodes.Clusters(by.Sight()) {
 		if c.Name == name {
 			return nil
 		}
 	}
+	return unknownCluster(name)
+}
+
+func unknownCluster(name string) error {
 	return say(fleet.ErrNotFound, "error.cluster_unknown", "there is no cluster named {{.Part}}", "Part", name)
 }
 
@@ -77,7 +77,14 @@ func (s *server) query(r *http.Request, cluster string) (*realtime.Query, error)
 	if !v.Has("per_page") {
 		v.Set("per_page", strconv.Itoa(views.DefaultPerPage))
 	}
-	return realtime.ParseQuery(cluster, v)
+	return realtime.ParseQuery(callerOf(r).Sight(), cluster, v)
+}
+
+// mayIn tells whether somebody holds one of some permissions in a cluster, or anywhere for an empty name.
+func mayIn(c fleet.Caller, cluster string, any ...fleet.Permission) bool {
+	return slices.ContainsFunc(any, func(p fleet.Permission) bool {
+		return c.May(p, cluster) || cluster == "" && c.MaySomewhere(p)
+	})
 }
 
 func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
@@ -91,9 +98,10 @@ func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
 	caller, lang := callerOf(r), s.lang(r)
 	p := views.NodesPage{
 		Layout:    s.layout(r, "nodes.title", "nodes"),
-		CanCordon: caller.May(fleet.PermNodeCordon, cluster),
+		CanCordon: mayIn(caller, cluster, acting...),
 		Key:       rand.Text(),
 	}
+	p.In = cluster
 	status := http.StatusOK
 	err = onlyParams(r.URL.Query(), queryParams...)
 	var q *realtime.Query
@@ -106,7 +114,7 @@ func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
 		stateOf(r).err = err
 		p.QueryError = bad.Field + ": " + views.Message(lang, bad.Key, bad.Args, bad.Message)
 		p.Static = true
-		q, err = realtime.ParseQuery(cluster, nil)
+		q, err = realtime.ParseQuery(caller.Sight(), cluster, nil)
 	}
 	if err != nil {
 		return err
@@ -117,10 +125,11 @@ func (s *server) nodesPage(w http.ResponseWriter, r *http.Request) error {
 		Group: q.Group,
 	}
 	p.Rows, p.Counts, p.Facets, p.Clusters = win.Lines(), views.Counts(win.Counts), views.Facets(win.Facets), win.Clusters
+	p.NoSight = len(p.Clusters) == 0 && !caller.Sight().All()
 	if p.QueryError != "" {
 		p.Query.Q, p.Query.Page, p.Query.Pages, p.Query.Total = r.URL.Query().Get("q"), 1, 1, 0
 		p.Rows, p.Counts = nil, views.Counts{}
-	} else {
+	} else if p.Static = !caller.MaySomewhere(fleet.PermNodesView); !p.Static {
 		p.Stream = streamURL(cluster, r.URL.Query(), win)
 	}
 	return s.show(w, r, status, views.Nodes(p))
@@ -154,7 +163,8 @@ func (s *server) nodePage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	// The cursor is read before the node: what changes in between is sent once more, which is harmless.
-	q, err := realtime.ParseQuery(ref.Cluster, url.Values{"per_page": {"20"}})
+	caller := callerOf(r)
+	q, err := realtime.ParseQuery(caller.Sight(), ref.Cluster, url.Values{"per_page": {"20"}})
 	if err != nil {
 		return err
 	}
@@ -167,18 +177,37 @@ func (s *server) nodePage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return notFound(err, unknownNode(ref))
 	}
+	if n, err = s.withoutOthers(r.Context(), caller, n); err != nil {
+		return err
+	}
 	base := "/clusters/" + url.PathEscape(ref.Cluster) + "/nodes/" + url.PathEscape(ref.Name)
 	p := views.NodePage{
 		Layout: s.layout(r, "node.title", "nodes"), Node: n, Row: row,
 		Stream: base + "/stream?" + url.Values{"since": {win.Cursor}}.Encode(), PodsURL: base + "/pods",
-		CanCordon: callerOf(r).May(fleet.PermNodeCordon, ref.Cluster), Key: rand.Text(),
+		CanCordon: mayIn(caller, ref.Cluster, acting...), Key: rand.Text(),
 	}
+	p.In = ref.Cluster
 	for _, c := range win.Clusters {
 		if c.Name == ref.Cluster {
 			p.Cluster = c
 		}
 	}
 	return s.show(w, r, http.StatusOK, views.Node(p))
+}
+
+// withoutOthers leads to no batch that the person does not see.
+func (s *server) withoutOthers(ctx context.Context, by fleet.Caller, n *fleet.Node) (*fleet.Node, error) {
+	if n.Cordon == nil || n.Cordon.Batch == "" {
+		return n, nil
+	}
+	err := s.cfg.Batches.Sees(ctx, by, n.Cordon.Batch)
+	if !errors.Is(err, fleet.ErrNotFound) {
+		return n, err
+	}
+	out, cordon := *n, *n.Cordon // the node is shared
+	cordon.Batch = ""
+	out.Cordon = &cordon
+	return &out, nil
 }
 
 // notFound gives an ErrNotFound from elsewhere the sentence that names the thing.
@@ -232,7 +261,7 @@ func (s *server) listClusters(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	items := []json.RawMessage{}
-	for _, c := range s.cfg.Nodes.Clusters() {
+	for _, c := range s.cfg.Nodes.Clusters(callerOf(r).Sight()) {
 		b, err := fleet.ClusterJSON(c)
 		if err != nil {
 			return err
@@ -249,12 +278,12 @@ func (s *server) apiQuery(r *http.Request, more ...string) (*realtime.Query, err
 	if err := onlyParams(v, append(append([]string{"cluster", "cluster_name"}, queryParams...), more...)...); err != nil {
 		return nil, err
 	}
-	q, err := realtime.ParseQuery("", v)
+	q, err := realtime.ParseQuery(callerOf(r).Sight(), "", v)
 	if err != nil {
 		return nil, err
 	}
 	if q.Cluster != "" {
-		if err := s.knownCluster(q.Cluster); err != nil {
+		if err := s.knownCluster(callerOf(r), q.Cluster); err != nil {
 			return nil, err
 		}
 	}
@@ -409,6 +438,7 @@ func (s *server) viewer(r *http.Request, format realtime.Format) realtime.Viewer
 	c := callerOf(r)
 	return realtime.Viewer{
 		Session: c.Session, UserID: c.UserID, Addr: c.Addr, Lang: s.lang(r), Format: format, Since: cursor(r),
+		Sight: c.Sight(),
 	}
 }
 

@@ -63,7 +63,7 @@ func plain(w http.ResponseWriter, status int, text string) error {
 func (s *server) layout(r *http.Request, title, nav string) views.Layout {
 	st := stateOf(r)
 	return views.Layout{
-		Title: title, Lang: s.lang(r), Theme: theme(r), Nav: nav, User: st.caller.Name, Role: st.caller.Role, Nonce: st.nonce,
+		Title: title, Lang: s.lang(r), Theme: theme(r), Nav: nav, User: st.caller.Name, Role: st.caller.Role, Caller: st.caller, Nonce: st.nonce,
 		Path: r.URL.RequestURI(), Now: time.Now(), Asset: static.Asset,
 	}
 }

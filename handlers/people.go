@@ -3,7 +3,7 @@ package handlers
 import (
 	"errors"
 	"net/http"
-	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -24,10 +24,18 @@ type userJSON struct {
 	Kind         fleet.PersonKind `json:"kind"`
 	SecondFactor bool             `json:"second_factor"`
 	InvitedUntil time.Time        `json:"invited_until,omitzero"`
+
+	Grants []fleet.Grant `json:"grants"`
+	Groups []string      `json:"groups,omitempty"`
 }
 
 func userOf(u fleet.User) userJSON {
-	return userJSON{u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn, u.Kind, !u.SecondFactor.IsZero(), u.InvitedUntil}
+	if u.Grants == nil {
+		u.Grants = []fleet.Grant{}
+	}
+	return userJSON{
+		u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn, u.Kind, !u.SecondFactor.IsZero(), u.InvitedUntil, u.Grants, u.Groups,
+	}
 }
 
 // invitationJSON is an invitation, in the one answer that has its link.
@@ -186,20 +194,32 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 		return nil, err
 	}
 	caller, given := callerOf(r), 0
-	for _, f := range []string{"role", "disabled", "password", "invite", "second_factor"} {
+	for _, f := range []string{"role", "disabled", "password", "invite", "second_factor", "grant", "revoke"} {
 		if in.has(f) {
 			given++
 		}
 	}
+	grants, listed := in.grantList()
+	if listed {
+		given++
+	}
+	grant := in.grant()
+	revoke := fleet.Scope(in.text("revoke"))
 	roleName, disabled, password := in.text("role"), in.flag("disabled"), in.text("password")
 	invite, factor := in.flag("invite"), in.text("second_factor")
 	if err := in.done(); err != nil {
 		return nil, err
 	}
 	if given != 1 {
-		return nil, fleet.Invalid("role", "give exactly one of role, disabled, password, invite, second_factor")
+		return nil, fleet.Invalid("role", "give exactly one of role, disabled, password, invite, second_factor, grants, grant, revoke")
 	}
 	switch {
+	case listed:
+		err = s.cfg.People.SetGrants(r.Context(), caller, name, grants)
+	case in.has("grant"):
+		err = s.cfg.People.AddGrant(r.Context(), caller, name, grant)
+	case in.has("revoke"):
+		err = s.cfg.People.DropGrant(r.Context(), caller, name, revoke)
 	case in.has("invite"):
 		if !invite {
 			return nil, fleet.Invalid("invite", "can only be true")
@@ -225,6 +245,40 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 		err = s.cfg.People.SetPassword(r.Context(), caller, name, password)
 	}
 	return nil, notFound(err, say(fleet.ErrNotFound, "error.user_unknown", "there is no user named {{.Part}}", "Part", name))
+}
+
+// grant is the one that a form gives: the scope, and with it a role and boxes for what is permitted beside it.
+func (in *input) grant() fleet.Grant {
+	g := fleet.Grant{Scope: fleet.Scope(in.text("grant")), Role: fleet.Role(in.text("grant_role")), Also: in.permissions("also")}
+	if !in.has("grant") && (g.Role != "" || g.Also != nil) {
+		in.fail(fleet.Invalid("grant", "is missing: which clusters?"))
+	}
+	return g
+}
+
+// grantList is the list of grants, and whether there is one: an empty one is one.
+func (in *input) grantList() (list []fleet.Grant, ok bool) {
+	in.taken["grants"] = true
+	if in.has("grants") {
+		in.fail(notGrants())
+	}
+	if !in.listed {
+		return nil, false
+	}
+	list = make([]fleet.Grant, in.grants)
+	for i := range list {
+		at := "grants[" + strconv.Itoa(i) + "]."
+		list[i] = fleet.Grant{Scope: fleet.Scope(in.text(at + "scope")), Role: fleet.Role(in.text(at + "role")), Also: in.permissions(at + "also")}
+	}
+	return list, true
+}
+
+// permissions are those that a field names.
+func (in *input) permissions(name string) (list []fleet.Permission) {
+	for _, p := range in.lines(name) {
+		list = append(list, fleet.Permission(p))
+	}
+	return list
 }
 
 func (s *server) accountPage(w http.ResponseWriter, r *http.Request) error {
@@ -255,9 +309,14 @@ func (s *server) showAccount(w http.ResponseWriter, r *http.Request, status int,
 	if err != nil {
 		return err
 	}
+	me, err := s.cfg.People.Me(r.Context(), caller)
+	if err != nil {
+		return err
+	}
 	p := views.AccountPage{
 		Layout: s.layout(r, "account.title", "account"), Sessions: sessions, Tokens: tokens, NewToken: shown.token, Errors: shown.problems,
 		Factor: factor, Enrolment: shown.factor.enrolment, Recovery: shown.factor.recovery,
+		Grants: me.Grants, Groups: me.Groups,
 	}
 	p.Static = true
 	p.Path = "/account" // also when it answers a form
@@ -272,10 +331,13 @@ type tokenJSON struct {
 	ExpiresAt time.Time `json:"expires_at"`
 	UsedAt    time.Time `json:"used_at,omitzero"`
 	Secret    string    `json:"token,omitempty"`
+
+	Role  fleet.Role  `json:"role,omitempty"`
+	Scope fleet.Scope `json:"scope,omitempty"`
 }
 
 func tokenOf(t fleet.Token, secret string) tokenJSON {
-	return tokenJSON{t.ID, t.Name, t.CreatedAt, t.ExpiresAt, t.UsedAt, secret}
+	return tokenJSON{t.ID, t.Name, t.CreatedAt, t.ExpiresAt, t.UsedAt, secret, t.Role, t.Scope}
 }
 
 func (s *server) listTokens(w http.ResponseWriter, r *http.Request) error {
@@ -311,6 +373,7 @@ func (s *server) tryAddToken(r *http.Request) (string, fleet.Token, error) {
 		return "", fleet.Token{}, err
 	}
 	name, until := in.text("name"), in.text("expires")
+	role, scope := fleet.Role(in.text("role")), fleet.Scope(in.text("scope"))
 	if err := in.done(); err != nil {
 		return "", fleet.Token{}, err
 	}
@@ -324,7 +387,7 @@ func (s *server) tryAddToken(r *http.Request) (string, fleet.Token, error) {
 	case len(until) == len(time.DateOnly):
 		expires = expires.AddDate(0, 0, 1) // good through the day that was named
 	}
-	return s.cfg.People.AddToken(r.Context(), callerOf(r), name, expires)
+	return s.cfg.People.AddToken(r.Context(), callerOf(r), fleet.Token{Name: name, ExpiresAt: expires, Role: role, Scope: scope})
 }
 
 // ended answers what ends a session or token: a browser goes back to the account, a program gets nothing.
@@ -388,84 +451,4 @@ func idOnly(r *http.Request) (string, error) {
 		return "", err
 	}
 	return id, in.done()
-}
-
-// Bounds of a reading of the record.
-const (
-	defaultEntries = 100
-	maxEntries     = 1000
-)
-
-func auditFilter(v url.Values) (fleet.AuditFilter, error) {
-	f := fleet.AuditFilter{
-		User: trimmed(v, "user"), Cluster: v.Get("cluster"), Node: trimmed(v, "node"), Action: trimmed(v, "action"),
-	}
-	if err := onlyParams(v, "user", "cluster", "node", "action", "since", "until", "before", "limit"); err != nil {
-		return f, err
-	}
-	var err error
-	if f.Since, err = moment("since", v.Get("since")); err != nil {
-		return f, err
-	}
-	if f.Until, err = moment("until", v.Get("until")); err != nil {
-		return f, err
-	}
-	if f.Limit, err = limit(v, defaultEntries, maxEntries); err != nil {
-		return f, err
-	}
-	f.BeforeSeq, err = sequence(v.Get("before"))
-	return f, err
-}
-
-func (s *server) auditPage(w http.ResponseWriter, r *http.Request) error {
-	if s.liking(w, r) {
-		return nil
-	}
-	f, err := auditFilter(r.URL.Query())
-	if err != nil {
-		return err
-	}
-	entries, older, err := s.entries(r, f)
-	if err != nil {
-		return err
-	}
-	p := views.AuditPage{Layout: s.layout(r, "audit.title", "audit"), Entries: entries, Filter: f, Older: older}
-	p.Static = true
-	return s.show(w, r, http.StatusOK, views.Audit(p))
-}
-
-// entries reads one more than asked, to know whether there are older ones.
-func (s *server) entries(r *http.Request, f fleet.AuditFilter) (list []fleet.Entry, older int64, err error) {
-	n := f.Limit
-	f.Limit++
-	if list, err = s.cfg.Audit.Entries(r.Context(), f); err != nil {
-		return nil, 0, err
-	}
-	if len(list) > n {
-		list = list[:n]
-		older = list[n-1].Seq
-	}
-	return list, older, nil
-}
-
-func (s *server) listAudit(w http.ResponseWriter, r *http.Request) error {
-	f, err := auditFilter(r.URL.Query())
-	if err != nil {
-		return err
-	}
-	list, older, err := s.entries(r, f)
-	if err != nil {
-		return err
-	}
-	if accepts(r, "application/x-ndjson") {
-		return jsonLines(w, list)
-	}
-	if list == nil {
-		list = []fleet.Entry{}
-	}
-	body := map[string]any{"items": list}
-	if older > 0 {
-		body["before"] = older
-	}
-	return writeJSON(w, http.StatusOK, body)
 }

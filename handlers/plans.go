@@ -72,6 +72,7 @@ func (s *server) showPlan(w http.ResponseWriter, r *http.Request, in *input, bec
 		Errors: map[string]string{}, Key: rand.Text(),
 	}
 	p.Static = true
+	p.In = oneCluster(a.spec.Nodes)
 	p.Path = planLink(in)
 	status := http.StatusOK
 	fail := func(err error) {
@@ -110,6 +111,18 @@ func (s *server) showPlan(w http.ResponseWriter, r *http.Request, in *input, bec
 		}
 	}
 	return s.show(w, r, status, views.Plan(p))
+}
+
+// oneCluster is the cluster that all of the nodes are of, "" if they are of several.
+func oneCluster(refs []fleet.NodeRef) string {
+	name := ""
+	for i, ref := range refs {
+		if i > 0 && ref.Cluster != name {
+			return ""
+		}
+		name = ref.Cluster
+	}
+	return name
 }
 
 // planProblem puts an error where it belongs on the page: beside its field, or above everything.
@@ -201,7 +214,7 @@ func (s *server) getPlan(w http.ResponseWriter, r *http.Request) error {
 	if err := onlyParams(r.URL.Query()); err != nil {
 		return err
 	}
-	p, err := s.cfg.Batches.BatchPlan(r.Context(), id)
+	p, err := s.cfg.Batches.BatchPlan(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, noPlan(id))
 	}
@@ -220,11 +233,11 @@ func (s *server) batchPlanPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	b, _, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, _, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}
-	plan, err := s.cfg.Batches.BatchPlan(r.Context(), id)
+	plan, err := s.cfg.Batches.BatchPlan(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, noPlan(id))
 	}

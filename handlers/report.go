@@ -2,7 +2,6 @@ package handlers
 
 import (
 	"bytes"
-	"encoding/csv"
 	"encoding/json"
 	"mime"
 	"net/http"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/inert"
 )
 
 // Bounds of a page of events.
@@ -40,10 +40,10 @@ func (s *server) batchLog(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	// An unknown batch is told apart from one without events.
-	if _, _, err := s.cfg.Batches.Batch(r.Context(), id); err != nil {
+	if _, _, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id); err != nil {
 		return notFound(err, unknownBatch(id))
 	}
-	events, err := s.cfg.Batches.Events(r.Context(), id, after, most)
+	events, err := s.cfg.Batches.Events(r.Context(), callerOf(r), id, after, most)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}
@@ -80,7 +80,7 @@ func (s *server) batchReport(w http.ResponseWriter, r *http.Request) error {
 	if format == "" {
 		format = "json"
 	}
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}
@@ -129,8 +129,8 @@ var reportColumns = []string{
 }
 
 func reportCSV(buf *bytes.Buffer, b fleet.Batch, items []fleet.Item) error {
-	out := csv.NewWriter(buf)
-	if err := out.Write(reportColumns); err != nil {
+	out, err := inert.NewCSV(buf, reportColumns...)
+	if err != nil {
 		return err
 	}
 	for _, it := range items {
@@ -149,23 +149,11 @@ func reportCSV(buf *bytes.Buffer, b fleet.Batch, items []fleet.Item) error {
 		} else {
 			row = append(row, "", "", "", "")
 		}
-		for i := range row {
-			row[i] = inert(row[i])
-		}
-		if err := out.Write(row); err != nil {
+		if err := out.Row(row...); err != nil {
 			return err
 		}
 	}
-	out.Flush()
-	return out.Error()
-}
-
-// inert keeps a spreadsheet from taking a text for a formula: names and messages come from clusters.
-func inert(s string) string {
-	if s != "" && strings.ContainsRune("=+-@\t\r", rune(s[0])) {
-		return "'" + s
-	}
-	return s
+	return out.Flush()
 }
 
 func stamp(t time.Time) string {

@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
@@ -42,12 +46,13 @@ func errAttr(err error) slog.Attr { return slog.Any(keyErr, err) }
 // state is what is known of one request. It is made at the beginning, filled on the way and logged at the end; only the
 // goroutine of the request touches it.
 type state struct {
-	id     string
-	nonce  string
-	addr   string
-	caller fleet.Caller // zero until somebody is signed in
-	route  route
-	err    error // what the answer came from, for the log
+	id      string
+	nonce   string
+	addr    string
+	caller  fleet.Caller // zero until somebody is signed in
+	vouched vouchedFor   // whom a trusted proxy names
+	route   route
+	err     error // what the answer came from, for the log
 }
 
 type stateKey struct{}
@@ -175,7 +180,7 @@ func (s *server) headers(next http.Handler) http.Handler {
 		h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
 		h.Set("Cache-Control", "no-store")
 		if s.cfg.Secure {
-			h.Set("Strict-Transport-Security", "max-age=63072000")
+			h.Set("Strict-Transport-Security", "max-age=63072000; includeSubDomains")
 		}
 		next.ServeHTTP(w, r)
 	})
@@ -189,9 +194,13 @@ func policy(nonce string) string {
 		"require-trusted-types-for 'script'; trusted-types htmx"
 }
 
-// limitBody bounds what a request may send. A compressed body could be any size once unpacked and is refused.
+// limitBody bounds what a request may send, and refuses what nobody here could read. A compressed body could be any size
+// once unpacked; what a form with files in it leaves on the disk is nobody's to count.
 func limitBody(w http.ResponseWriter, r *http.Request, limit int64) error {
-	if r.Header.Get("Content-Encoding") != "" {
+	if err := legible(r.URL); err != nil {
+		return err
+	}
+	if len(r.Header.Values("Content-Encoding")) > 0 {
 		return say(fleet.ErrUnsupported, "error.encoded", "a request body must not be compressed")
 	}
 	if limit == 0 {
@@ -200,11 +209,47 @@ func limitBody(w http.ResponseWriter, r *http.Request, limit int64) error {
 	if r.ContentLength > limit {
 		return tooLarge(limit)
 	}
-	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = http.MaxBytesReader(w, r.Body, limit)
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	if r.ContentLength != 0 { // over HTTP/2 there is a reader where there is no body
+		if _, err := mediaOf(r); err != nil {
+			return err
+		}
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, limit)
+	return nil
+}
+
+// maxParams is how many parameters an address may have.
+const maxParams = 1000
+
+// legible refuses an address that is no text: databases do not take it, and no name that we know has it.
+func legible(u *url.URL) error {
+	if !isText(u.Path) {
+		return say(fleet.ErrNotFound, "error.page_unknown", "there is no such page")
+	}
+	if strings.Count(u.RawQuery, "&") >= maxParams {
+		return say(fleet.ErrInvalid, "error.values", "the request may have at most {{.Part}} values", "Part", strconv.Itoa(maxParams))
+	}
+	return textOnly(u.Query())
+}
+
+// textOnly refuses values that are no text, and names the field where its name is text.
+func textOnly(v url.Values) error {
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		if !isText(name) {
+			return say(fleet.ErrInvalid, "error.text", "the request has bytes in it that are no text")
+		}
+		if !isText(strings.Join(v[name], "")) {
+			return &fleet.FieldError{Field: name, Key: "error.text", Message: "has bytes in it that are no text"}
+		}
 	}
 	return nil
 }
+
+// isText tells whether s is UTF-8 without the one character that PostgreSQL has no place for.
+func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
 func tooLarge(limit int64) error {
 	return say(fleet.ErrTooLarge, "error.body", "the request may have at most {{.Part}} bytes", "Part", strconv.FormatInt(limit, 10))

@@ -122,79 +122,6 @@ func TestNonce(t *testing.T) {
 	}
 }
 
-// Every way an unsafe request can say, or not say, where it comes from.
-func TestSameOrigin(t *testing.T) {
-	t.Parallel()
-	external := func(c *Config) {
-		c.External, c.Secure = &url.URL{Scheme: "https", Host: "nodes.example"}, true
-	}
-	sites := []string{"", "same-origin", "same-site", "cross-site", "none", "nonsense"}
-	origins := []string{
-		"", "http://knm.test", "https://knm.test", "http://knm.test:8080", "http://evil.test", "null", "https://nodes.example",
-		"https://nodes.example.evil.test",
-	}
-	hosts := []string{"knm.test", "nodes.example", "10.0.0.7:8080"}
-	paths := []call{
-		{method: "POST", path: "/login", body: bodies["POST /login"]},
-		{method: "POST", path: "/api/v1/batches", body: bodies["POST /api/v1/batches"]},
-		{method: "PATCH", path: "/api/v1/users/ada", body: formBody("role", "viewer")},
-		{method: "DELETE", path: "/api/v1/tokens/t1"},
-	}
-	n := 0
-	for _, behindProxy := range []bool{false, true} {
-		for _, from := range sites {
-			for _, origin := range origins {
-				for _, host := range hosts {
-					want := false
-					own := "http://" + host
-					if behindProxy {
-						own = "https://nodes.example"
-					}
-					switch from {
-					case "same-origin":
-						want = true
-					case "":
-						want = origin == own
-					}
-					for _, c := range paths {
-						n++
-						var s *site
-						if behindProxy {
-							s = newSite(t, external)
-						} else {
-							s = newSite(t)
-						}
-						cookie := "knm"
-						if behindProxy {
-							cookie = "__Host-knm"
-						}
-						r := httptest.NewRequestWithContext(t.Context(), c.method, "http://"+host+c.path, strings.NewReader(c.body))
-						r.Header.Set("Content-Type", formType)
-						r.AddCookie(&http.Cookie{Name: cookie, Value: "admin"})
-						if from != "" {
-							r.Header.Set("Sec-Fetch-Site", from)
-						}
-						if origin != "" {
-							r.Header.Set("Origin", origin)
-						}
-						w := httptest.NewRecorder()
-						s.h.ServeHTTP(w, r)
-						if got := w.Code != http.StatusForbidden; got != want {
-							t.Errorf("%s %s to %s, site %q, origin %q, behind proxy %t: status %d", c.method, c.path, host, from, origin, behindProxy, w.Code)
-						}
-						if !want && (len(s.specs) > 0 || len(s.calls) > 0) {
-							t.Errorf("something was done: %v %v", s.specs, s.calls)
-						}
-					}
-				}
-			}
-		}
-	}
-	if n < 1000 {
-		t.Errorf("only %d cases", n)
-	}
-}
-
 // Reading changes nothing, on any route.
 func TestReadingChangesNothing(t *testing.T) {
 	t.Parallel()
@@ -223,7 +150,7 @@ var redirectPayloads = []string{
 	"java\nscript:alert(1)", "data:text/html,x", "vbscript:x", "ftp://evil.test", "mailto:x@evil.test", "/\t/evil.test", "/\n/evil.test", "/\r/evil.test",
 	"\t//evil.test", " //evil.test", " /nodes", "/ /evil.test", "/nodes\r\nSet-Cookie: x=y", "/nodes%0d%0aSet-Cookie:x", "@evil.test", "/@evil.test",
 	"//nodes@evil.test", "//knm.test@evil.test", "evil.test", "nodes", "./nodes", "../nodes", "?next=//evil.test", "#//evil.test", "/。evil.test",
-	"//evil。test", "/\u2215evil.test", "\u2215\u2215evil.test", "/\u00a0/evil.test", "/\x00/evil.test", "/\u202e/evil.test", "//[::1]", "//1.2.3.4", "//evil.test:80/nodes",
+	"//evil。test", "/\u2215evil.test", "\u2215\u2215evil.test", "/\u00a0/evil.test", "/\x01/evil.test", "/\u202e/evil.test", "//[::1]", "//1.2.3.4", "//evil.test:80/nodes",
 	"/login", "/login?next=//evil.test", "/logout", "/setup", "/api/v1/nodes", "/api/v1/audit", "/nodes/stream", "/batches/b1/events", "/static/app.css",
 	"/healthz", "/nope", "/clusters/..//evil.test", "//nodes", "/nodes//evil.test", "/%09/evil.test", "/;//evil.test", "/nodes;x", "/NODES", "/nodes/",
 	"/nodes?q=%zz", "/clusters/x/nodes/y/stream",

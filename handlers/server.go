@@ -35,7 +35,8 @@ type handler func(http.ResponseWriter, *http.Request) error
 // route is one line of the table of routes.
 type route struct {
 	method, path string
-	perm         fleet.Permission // what the caller must hold; every route names one
+	perm         fleet.Permission   // what the caller must hold; every route names one
+	or           []fleet.Permission // any of which does as well
 	kind         kind
 	serve        handler
 	body         int64 // limit of the request body; 0 for bodyLimit
@@ -59,8 +60,10 @@ type server struct {
 	origin   string          // of the external URL; "" to take it from the request
 	compress func(http.Handler) http.HandlerFunc
 	cross    *http.CrossOriginProtection
+	proxy    *proxyHeaders // that say who somebody is; nil for none
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	exports  chan struct{} // one for each export of the record that is under way
 }
 
 // New builds the handler of the whole site. It refuses a missing dependency and a route without a known permission.
@@ -82,7 +85,7 @@ func newServer(cfg Config) (*server, error) {
 	if cfg.Templates == nil {
 		cfg.Templates = noTemplates{}
 	}
-	s := &server{cfg: cfg, mux: chi.NewMux(), pages: map[string]bool{}, cross: http.NewCrossOriginProtection()}
+	s := &server{cfg: cfg, mux: chi.NewMux(), pages: map[string]bool{}, cross: http.NewCrossOriginProtection(), exports: make(chan struct{}, maxExports)}
 	if cfg.External != nil {
 		s.origin = cfg.External.Scheme + "://" + cfg.External.Host
 		if err := s.cross.AddTrustedOrigin(s.origin); err != nil {
@@ -90,6 +93,11 @@ func newServer(cfg Config) (*server, error) {
 		}
 	}
 	var err error
+	if cfg.Header != nil {
+		if s.proxy, err = newProxyHeaders(*cfg.Header); err != nil {
+			return nil, err
+		}
+	}
 	s.compress, err = gzhttp.NewWrapper(gzhttp.ContentTypes([]string{
 		"text/html", "text/css", "text/javascript", "image/svg+xml", "application/json", "application/problem+json",
 		"application/x-ndjson",
@@ -139,10 +147,12 @@ func (s *server) routes() []route {
 		{method: post, path: "/setup", perm: fleet.PermPublic, kind: page, serve: s.setup},
 		{method: post, path: "/logout", perm: fleet.PermSelf, kind: page, serve: s.signOut},
 
-		{method: get, path: "/", perm: fleet.PermNodesView, kind: page, serve: s.home},
-		{method: get, path: "/nodes", perm: fleet.PermNodesView, kind: page, serve: s.nodesPage},
+		// The two pages on which everybody arrives are for whoever is signed in: they show what the person sees, and to who
+		// sees nothing, whom to ask.
+		{method: get, path: "/", perm: fleet.PermSelf, kind: page, serve: s.home},
+		{method: get, path: "/nodes", perm: fleet.PermSelf, kind: page, serve: s.nodesPage},
 		{method: get, path: "/nodes/stream", perm: fleet.PermNodesView, kind: stream, serve: s.nodesStream},
-		{method: get, path: "/clusters", perm: fleet.PermNodesView, kind: page, serve: s.clustersPage},
+		{method: get, path: "/clusters", perm: fleet.PermSelf, kind: page, serve: s.clustersPage},
 		{method: get, path: "/clusters/stream", perm: fleet.PermNodesView, kind: stream, serve: s.clustersStream},
 		{method: get, path: oneCluster + "/nodes", perm: fleet.PermNodesView, kind: page, serve: s.nodesPage},
 		{method: post, path: oneCluster + "/retry", perm: fleet.PermClusterRetry, kind: api, serve: s.retryCluster},
@@ -156,9 +166,9 @@ func (s *server) routes() []route {
 		{method: get, path: "/batches/{id}/events", perm: fleet.PermBatchView, kind: stream, serve: s.batchStream},
 		{method: get, path: "/batches/{id}/plan", perm: fleet.PermBatchView, kind: page, serve: s.batchPlanPage},
 		{method: get, path: "/batches/{id}/items/{seq}/pods", perm: fleet.PermBatchView, kind: page, serve: s.itemPods},
-		{method: post, path: "/batches/{id}/skip", perm: fleet.PermNodeCordon, kind: page, serve: s.skipByForm}, // for forms
-		{method: get, path: "/plan", perm: fleet.PermNodeCordon, kind: page, serve: s.planPage},
-		{method: post, path: "/plan", perm: fleet.PermNodeCordon, kind: page, serve: s.planPage, body: batchBodyLimit},
+		{method: post, path: "/batches/{id}/skip", perm: fleet.PermNodeCordon, or: acting, kind: page, serve: s.skipByForm}, // for forms
+		{method: get, path: "/plan", perm: fleet.PermNodeCordon, or: acting, kind: page, serve: s.planPage},
+		{method: post, path: "/plan", perm: fleet.PermNodeCordon, or: acting, kind: page, serve: s.planPage, body: batchBodyLimit},
 		{method: get, path: "/templates", perm: fleet.PermBatchView, kind: page, serve: s.templatesPage},
 		{method: get, path: "/account", perm: fleet.PermSelf, kind: page, serve: s.accountPage},
 		{method: get, path: "/users", perm: fleet.PermUsersAdmin, kind: page, serve: s.usersPage},
@@ -178,20 +188,20 @@ func (s *server) routes() []route {
 		{method: get, path: v1 + "/nodes/refs", perm: fleet.PermNodesView, kind: api, serve: s.listRefs},
 		{method: get, path: v1 + "/nodes/{cluster}/{node}", perm: fleet.PermNodesView, kind: api, serve: s.getNode},
 		{method: get, path: v1 + "/batches", perm: fleet.PermBatchView, kind: api, serve: s.listBatches},
-		// Every role that acts holds this permission; what the action needs beyond it is asked where batches are made.
-		{method: post, path: v1 + "/batches", perm: fleet.PermNodeCordon, kind: stream, serve: s.createBatch, body: batchBodyLimit},
+		// Whoever may act at all may ask; what the action needs is decided where batches are made.
+		{method: post, path: v1 + "/batches", perm: fleet.PermNodeCordon, or: acting, kind: stream, serve: s.createBatch, body: batchBodyLimit},
 		{method: get, path: v1 + "/batches/{id}", perm: fleet.PermBatchView, kind: api, serve: s.getBatch},
 		{method: get, path: v1 + "/batches/{id}/events", perm: fleet.PermBatchView, kind: stream, serve: s.batchStream},
 		{method: get, path: v1 + "/batches/{id}/plan", perm: fleet.PermBatchView, kind: api, serve: s.getPlan},
 		{method: get, path: v1 + "/batches/{id}/log", perm: fleet.PermBatchView, kind: api, serve: s.batchLog},
 		{method: get, path: v1 + "/batches/{id}/report", perm: fleet.PermBatchView, kind: api, serve: s.batchReport},
-		// Steering is for every role that acts; whether it may steer this batch is decided where batches are kept.
-		{method: post, path: v1 + "/batches/{id}/cancel", perm: fleet.PermNodeCordon, kind: api, serve: s.cancelBatch()},
-		{method: post, path: v1 + "/batches/{id}/pause", perm: fleet.PermNodeCordon, kind: api, serve: s.pauseBatch()},
-		{method: post, path: v1 + "/batches/{id}/resume", perm: fleet.PermNodeCordon, kind: api, serve: s.resumeBatch()},
-		{method: post, path: v1 + "/batches/{id}/retry", perm: fleet.PermNodeCordon, kind: stream, serve: s.retryBatch},
-		{method: post, path: v1 + "/batches/{id}/items/{seq}/skip", perm: fleet.PermNodeCordon, kind: api, serve: s.skipItem},
-		{method: post, path: v1 + "/plans", perm: fleet.PermNodeCordon, kind: api, serve: s.createPlan, body: batchBodyLimit},
+		// Steering is for whoever may act; whether it may steer this batch is decided where batches are kept.
+		{method: post, path: v1 + "/batches/{id}/cancel", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.cancelBatch()},
+		{method: post, path: v1 + "/batches/{id}/pause", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.pauseBatch()},
+		{method: post, path: v1 + "/batches/{id}/resume", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.resumeBatch()},
+		{method: post, path: v1 + "/batches/{id}/retry", perm: fleet.PermNodeCordon, or: acting, kind: stream, serve: s.retryBatch},
+		{method: post, path: v1 + "/batches/{id}/items/{seq}/skip", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.skipItem},
+		{method: post, path: v1 + "/plans", perm: fleet.PermNodeCordon, or: acting, kind: api, serve: s.createPlan, body: batchBodyLimit},
 		{method: get, path: v1 + "/templates", perm: fleet.PermBatchView, kind: api, serve: s.listTemplates},
 		{method: post, path: v1 + "/templates", perm: fleet.PermTemplates, kind: api, serve: s.saveTemplate},
 		{method: get, path: v1 + "/templates/{id}", perm: fleet.PermBatchView, kind: api, serve: s.getTemplate},
@@ -214,6 +224,7 @@ func (s *server) routes() []route {
 		{method: post, path: v1 + "/second-factor/confirm", perm: fleet.PermSelf, kind: api, serve: s.confirmFactor},
 		{method: post, path: v1 + "/second-factor/delete", perm: fleet.PermSelf, kind: api, serve: s.dropFactor},
 		{method: get, path: v1 + "/audit", perm: fleet.PermAuditView, kind: api, serve: s.listAudit},
+		{method: get, path: v1 + "/audit/export", perm: fleet.PermAuditView, kind: stream, serve: s.exportAudit},
 	}
 }
 
@@ -222,6 +233,9 @@ var permissions = []fleet.Permission{
 	fleet.PermPublic, fleet.PermSelf, fleet.PermNodesView, fleet.PermBatchView, fleet.PermNodeCordon, fleet.PermUsersAdmin,
 	fleet.PermAuditView, fleet.PermClusterRetry, fleet.PermClusterAdmin, fleet.PermTemplates,
 }
+
+// acting are the permissions by which somebody changes nodes. Each can be had without the others.
+var acting = []fleet.Permission{fleet.PermNodeCordon, fleet.PermNodeDrain, fleet.PermNodeEdit}
 
 // register refuses the whole table if one route declares no permission: a forgotten check must not become a door.
 func (s *server) register(routes []route) error {
@@ -253,6 +267,10 @@ func (s *server) register(routes []route) error {
 func (s *server) static(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		setDeadlines(w, readTimeout, writeTimeout)
+		if err := s.vouch(r); err != nil {
+			s.fail(w, r, err)
+			return
+		}
 		next.ServeHTTP(w, r)
 	})
 }
@@ -280,6 +298,9 @@ func (s *server) handle(rt route, h handler) http.HandlerFunc {
 }
 
 func (s *server) guard(w http.ResponseWriter, r *http.Request, rt route, h handler) error {
+	if err := s.vouch(r); err != nil {
+		return err
+	}
 	if err := limitBody(w, r, rt.body); err != nil {
 		return err
 	}
@@ -304,11 +325,36 @@ func (s *server) guard(w http.ResponseWriter, r *http.Request, rt route, h handl
 	if err != nil {
 		return err
 	}
-	if !caller.May(rt.perm, cluster) {
+	// A route of no cluster in particular is open to who may do it anywhere; its handler asks for each cluster.
+	var in string
+	if strings.Contains(rt.path, clusterParam) {
+		if err := s.exists(r, rt, caller, cluster); err != nil {
+			return err
+		}
+		in = cluster
+	}
+	if !mayIn(caller, in, append([]fleet.Permission{rt.perm}, rt.or...)...) {
 		s.cfg.Audit.Denied(r.Context(), caller, rt.method+" "+rt.path, "role "+string(caller.Role)+" does not hold "+string(rt.perm))
 		return say(fleet.ErrForbidden, "error.role", "the role {{.Part}} does not permit this", "Part", string(caller.Role))
 	}
 	return h(w, r)
+}
+
+// clusterParam is how the path of a route that is about one cluster names it.
+const clusterParam = "{cluster}"
+
+// exists refuses a cluster of the path that there is not, or not for this person: before anything else is said or read,
+// and in the same words, so that nothing tells the one from the other. That somebody asked for what they do not see is on
+// record, whether there is such a cluster or not, because the time that this takes would tell.
+func (s *server) exists(r *http.Request, rt route, caller fleet.Caller, cluster string) error {
+	if !caller.Sees(cluster) {
+		s.cfg.Audit.Denied(r.Context(), caller, rt.method+" "+rt.path, fmt.Sprintf("does not see cluster %.100q", cluster))
+		return unknownCluster(cluster)
+	}
+	if rt.perm == fleet.PermClusterAdmin && slices.ContainsFunc(s.cfg.Managed.Managed(), func(c fleet.ManagedCluster) bool { return c.Name == cluster }) {
+		return nil // it can be repaired and removed though it is not watched
+	}
+	return s.knownCluster(caller, cluster)
 }
 
 // setDeadlines arms the connection for this request; zero takes a deadline away. A writer without a connection, as tests

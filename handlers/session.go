@@ -133,6 +133,9 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	next := s.next(r.URL.Query().Get("next"))
+	if done, err := s.byHeader(w, r, next); done || err != nil {
+		return err
+	}
 	if s.session(r) != "" {
 		if _, err := s.authenticate(r); err == nil {
 			http.Redirect(w, r, next, http.StatusSeeOther) //nolint:gosec // G710: s.next lets only our own pages through
@@ -186,7 +189,7 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) error {
 
 // signInFailed shows the form again to a browser. Which of the two was wrong is not said, to nobody.
 func (s *server) signInFailed(w http.ResponseWriter, r *http.Request, err error, next, name string) error {
-	known := errors.Is(err, fleet.ErrUnauthenticated) || errors.Is(err, fleet.ErrTooMany)
+	known := errors.Is(err, fleet.ErrUnauthenticated) || errors.Is(err, fleet.ErrTooMany) || errors.Is(err, fleet.ErrUnavailable)
 	if errors.Is(err, fleet.ErrUnauthenticated) {
 		err = say(fleet.ErrUnauthenticated, "login.wrong", "name or password is wrong")
 	}
@@ -196,7 +199,10 @@ func (s *server) signInFailed(w http.ResponseWriter, r *http.Request, err error,
 	stateOf(r).err = err
 	a := answerFor(err, s.lang(r))
 	key := "login.wrong"
-	if a.retry > 0 || a.status == http.StatusTooManyRequests {
+	switch {
+	case a.status == http.StatusServiceUnavailable:
+		key = "login.unavailable" // the same words for everybody, whoever has to be asked for them
+	case a.retry > 0 || a.status == http.StatusTooManyRequests:
 		key = "login.throttled"
 		w.Header().Set("Retry-After", seconds(a.retry))
 	}

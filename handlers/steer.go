@@ -130,7 +130,7 @@ func (s *server) itemPods(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	b, items, err := s.cfg.Batches.Batch(r.Context(), id)
+	b, items, err := s.cfg.Batches.Batch(r.Context(), callerOf(r), id)
 	if err != nil {
 		return notFound(err, unknownBatch(id))
 	}

@@ -160,10 +160,10 @@ func TestBatchReport(t *testing.T) {
 	want := [][]string{
 		reportColumns,
 		{
-			"b1", "cordon", "0", "prod", "node-0", "", "", "failed", "failed", "'=HYPERLINK(\"http://evil\"),\n\"quoted\"", "false", "1", "2026-03-14T12:00:00Z",
+			"b1", "cordon", "0", "prod", "node-0", "", "", "failed", "failed", `'=HYPERLINK("http://evil"),\n"quoted"`, "false", "1", "2026-03-14T12:00:00Z",
 			"2026-03-14T12:00:01.5Z", "1.500", `taint a:NoSchedule: - → "x"`, "", "", "", "",
 		},
-		{"b1", "cordon", "1", "'@prod", "node-1", "'-1", "'+1", "succeeded", "", "", "true", "0", "", "", "", "", "partial", "'\tleft", "7", "1"},
+		{"b1", "cordon", "1", "'@prod", "node-1", "'-1", "'+1", "succeeded", "", "", "true", "0", "", "", "", "", "partial", `'\tleft`, "7", "1"},
 	}
 	if d := cmp.Diff(want, rows); d != "" {
 		t.Errorf("rows (-want +got):\n%s", d)

@@ -42,7 +42,7 @@ func labelsOf(i int) map[string]string {
 
 func mustQuery(b *testing.B, values url.Values) *Query {
 	b.Helper()
-	q, err := ParseQuery("", values)
+	q, err := ParseQuery(fleet.SeesAll(), "", values)
 	if err != nil {
 		b.Fatal(err)
 	}

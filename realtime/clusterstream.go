@@ -30,7 +30,7 @@ func (f *fleetView) sync(m *Manager) {
 		return
 	}
 	before, changed := f.rev, false
-	m.at("", func(at moment) {
+	m.at(everyBoard, func(at moment) {
 		if at.topology != f.topology {
 			f.topology, f.moved, changed = at.topology, at.rev, true
 		}
@@ -58,7 +58,7 @@ func (f *fleetView) read() (clusters []clusterAt, rev, moved uint64, next <-chan
 // clusterGap is the least distance of two messages about clusters: their counters move with every node.
 const clusterGap = 250 * time.Millisecond
 
-// Clusters serves the live rows of the clusters page. As JSON it sends one event `cluster` per cluster that changed
+// Clusters serves the live rows of the clusters page, for those in sight. As JSON it sends one event `cluster` per cluster that changed
 // and `reset` before the whole state.
 func (s *Streamer) Clusters(w http.ResponseWriter, r *http.Request, cs ClusterStream) error {
 	return s.serve(w, r, cs.Viewer, kindClusters, s.pumpClusters)
@@ -67,14 +67,25 @@ func (s *Streamer) Clusters(w http.ResponseWriter, r *http.Request, cs ClusterSt
 func (s *Streamer) pumpClusters(ctx context.Context, c *conn) error {
 	f := &s.m.fleet
 	f.sync(s.m)
-	cur, base, known := s.m.parseCursor(c.viewer.Since)
+	sight, tag := c.viewer.Sight, sightTag(c.viewer.Sight.Key())
+	cur, base, known := s.m.parseCursor(c.viewer.Since, tag)
 	known = known && cur == base
 	s.metrics.began(c, known)
 	pace := &pacer{rate: 4, most: clusterGap}
-	return s.loop(ctx, c, pace, func() string { return s.m.cursor(cur) },
+	var names []string // of what the client shows
+	told := false      // names means something
+	return s.loop(ctx, c, pace, func() string { return s.m.cursor(cur, tag) },
 		func() ([]frame, <-chan struct{}, bool) {
 			clusters, rev, moved, next := f.read()
-			whole := !known || cur < moved || cur > rev
+			clusters = slices.DeleteFunc(clusters, func(c clusterAt) bool { return !sight.Sees(c.Name) })
+			was := names
+			names = make([]string, len(clusters))
+			for i, c := range clusters {
+				names[i] = c.Name
+			}
+			// What comes and goes out of sight is nothing to this client.
+			whole := !known || cur > rev || cur < moved && (!told || !slices.Equal(was, names))
+			told = true
 			since := cmp.Or(cur, 0)
 			if whole {
 				since = 0
@@ -85,13 +96,13 @@ func (s *Streamer) pumpClusters(ctx context.Context, c *conn) error {
 				return nil, next, false
 			}
 			if c.viewer.Format == JSON {
-				return s.clusterMessages(changed, whole, cur), next, false
+				return s.clusterMessages(changed, whole, cur, tag), next, false
 			}
-			return []frame{s.clusterRows(changed, whole, cur, c.viewer.Lang)}, next, false
+			return []frame{s.clusterRows(changed, whole, cur, tag, c.viewer.Lang)}, next, false
 		})
 }
 
-func (s *Streamer) clusterRows(clusters []clusterAt, whole bool, rev uint64, lang string) frame {
+func (s *Streamer) clusterRows(clusters []clusterAt, whole bool, rev uint64, tag, lang string) frame {
 	var b []byte
 	if whole {
 		b = partialStart(b, "#rows", "innerMorph")
@@ -107,13 +118,13 @@ func (s *Streamer) clusterRows(clusters []clusterAt, whole bool, rev uint64, lan
 	if whole {
 		b = partialEnd(b)
 	}
-	return event(s.m.cursor(rev), "", b).holding(len(clusters))
+	return event(s.m.cursor(rev, tag), "", b).holding(len(clusters))
 }
 
-func (s *Streamer) clusterMessages(clusters []clusterAt, whole bool, rev uint64) []frame {
+func (s *Streamer) clusterMessages(clusters []clusterAt, whole bool, rev uint64, tag string) []frame {
 	var frames []frame
 	if whole {
-		frames = append(frames, jsonEvent(s.m.partial(rev), message{Type: typeReset, Time: time.Now()}))
+		frames = append(frames, jsonEvent(s.m.partial(rev, tag), message{Type: typeReset, Time: time.Now()}))
 	}
 	for i, c := range clusters {
 		data, err := fleet.ClusterJSON(c.Cluster)
@@ -121,9 +132,9 @@ func (s *Streamer) clusterMessages(clusters []clusterAt, whole bool, rev uint64)
 			s.log.Error("cluster not encodable", "cluster", c.Name, "err", err)
 			continue
 		}
-		id := s.m.partial(rev)
+		id := s.m.partial(rev, tag)
 		if i == len(clusters)-1 {
-			id = s.m.cursor(rev)
+			id = s.m.cursor(rev, tag)
 		}
 		frames = append(frames, event(id, "cluster", data).holding(1))
 	}

@@ -93,7 +93,7 @@ type Window struct {
 	Pages    int           // at least 1
 	Counts   Counts
 	Facets   Facets
-	Clusters []fleet.Cluster // those the query names, in order of name
+	Clusters []fleet.Cluster // those the query names and sees, in order of name
 }
 
 // Head is the live row of a group's header.
@@ -144,7 +144,8 @@ type Viewer struct {
 	Addr    string
 	Lang    string
 	Format  Format
-	Since   string // cursor from Last-Event-ID or ?since=; "" opens with the current state
+	Sight   fleet.Sight // the clusters that there are for a node's or the clusters' stream; a query brings its own
+	Since   string      // cursor from Last-Event-ID or ?since=; "" opens with the current state
 }
 
 // NodeStream asks for the live stream of a node query.
@@ -165,4 +166,6 @@ type BatchStream struct {
 	Viewer
 	Batch string
 	Open  []byte
+	// Shown leaves out of the batch what the viewer does not see; nil: nothing.
+	Shown func(*fleet.Batch)
 }

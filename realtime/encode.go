@@ -33,26 +33,39 @@ func (f frame) holding(rows int) frame {
 	return f
 }
 
-// cursor is where a reader stands, as a client sends it back: epoch.revision.
-func (m *Manager) cursor(rev uint64) string { return m.cfg.Epoch + "." + strconv.FormatUint(rev, 10) }
+// cursor is where a reader of a sight stands, as a client sends it back: epoch.revision, and behind a tilde the tag of a
+// sight that is not of everything.
+func (m *Manager) cursor(rev uint64, tag string) string { return m.number(rev, "", tag) }
+
+func (m *Manager) number(rev uint64, more, tag string) string {
+	if tag != "" {
+		tag = "~" + tag
+	}
+	return m.cfg.Epoch + "." + strconv.FormatUint(rev, 10) + more + tag
+}
 
 // partial is the id of a message that is one of several which belong together. Whoever comes back with it has an
 // unknown part of them, so it is no cursor and leads to a fresh start.
-func (m *Manager) partial(rev uint64) string { return m.cursor(rev) + "p" }
+func (m *Manager) partial(rev uint64, tag string) string { return m.number(rev, "p", tag) }
 
 // between is the cursor of somebody in the middle of a catch-up: everything up to rev is known, but a node that moved
 // on while the catch-up ran may have been last seen at base, or never.
-func (m *Manager) between(rev, base uint64) string {
+func (m *Manager) between(rev, base uint64, tag string) string {
 	if rev == base {
-		return m.cursor(rev)
+		return m.cursor(rev, tag)
 	}
-	return m.cursor(rev) + "-" + strconv.FormatUint(base, 10)
+	return m.number(rev, "-"+strconv.FormatUint(base, 10), tag)
 }
 
-// parseCursor reads a cursor that this process gave out.
-func (m *Manager) parseCursor(s string) (rev, base uint64, ok bool) {
+func (v *view) cursor(rev uint64) string        { return v.m.cursor(rev, v.q.tag) }
+func (v *view) partial(rev uint64) string       { return v.m.partial(rev, v.q.tag) }
+func (v *view) between(rev, base uint64) string { return v.m.between(rev, base, v.q.tag) }
+
+// parseCursor reads a cursor that this process gave out to the same sight.
+func (m *Manager) parseCursor(s, tag string) (rev, base uint64, ok bool) {
+	s, of, _ := strings.Cut(s, "~")
 	epoch, number, found := strings.Cut(s, ".")
-	if !found || epoch != m.cfg.Epoch {
+	if !found || epoch != m.cfg.Epoch || of != tag {
 		return 0, 0, false
 	}
 	number, since, two := strings.Cut(number, "-")
@@ -302,7 +315,7 @@ func (v *view) whole(p *pane, lang string) frame {
 	}
 	b = partialEnd(b)
 	b = v.appendTail(b, p, lang, 0, true)
-	return event(v.m.cursor(v.rev), "", b).holding(len(p.win.refs))
+	return event(v.cursor(v.rev), "", b).holding(len(p.win.refs))
 }
 
 // appendTail adds counters and badges that moved after a revision.
@@ -328,7 +341,7 @@ func (v *view) difference(p *pane, key memoKey) []frame {
 	rows := 0
 	next := func() {
 		if rows >= maxRows || len(b) >= maxBytes {
-			frames = append(frames, event(v.m.partial(key.cur), "", b).holding(rows))
+			frames = append(frames, event(v.partial(key.cur), "", b).holding(rows))
 			b, rows = nil, 0
 		}
 	}
@@ -380,14 +393,14 @@ func (v *view) difference(p *pane, key memoKey) []frame {
 	b = v.appendTail(b, p, key.lang, key.cur, from.page != to.page)
 	if from == to {
 		if len(b) > 0 {
-			frames = append(frames, event(v.m.cursor(v.rev), "", b).holding(rows))
+			frames = append(frames, event(v.cursor(v.rev), "", b).holding(rows))
 		}
 		return frames
 	}
 	if len(b) > 0 {
-		frames = append(frames, event(v.m.partial(key.cur), "", b).holding(rows))
+		frames = append(frames, event(v.partial(key.cur), "", b).holding(rows))
 	}
-	return append(frames, event(v.m.cursor(v.rev), "order", v.orderOf(to)))
+	return append(frames, event(v.cursor(v.rev), "order", v.orderOf(to)))
 }
 
 // orderOf is the DOM ids of a window in order, as JSON.
@@ -462,5 +475,5 @@ func (v *view) message(k jsonKey) frame {
 		m.Type, m.Time, m.Data = nodeUpdate, k.ver.node.UpdatedAt, v.m.render.json(k.ver)
 		m.Changes = k.what.names()
 	}
-	return jsonEvent(v.m.between(k.id.cur, k.id.base), m).holding(1)
+	return jsonEvent(v.between(k.id.cur, k.id.base), m).holding(1)
 }

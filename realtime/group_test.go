@@ -28,7 +28,7 @@ func TestParseQuery_Group(t *testing.T) {
 		"cluster": "prod", "zone": "eu-1a", "role": "gpu, worker", "type": "m5.large", "version": "v1.34.2", "status": "Unknown",
 		"pool": "blue", "label:app": "web", "label:example.com/none": "",
 	} {
-		q, err := ParseQuery("", url.Values{"group": {group}})
+		q, err := ParseQuery(fleet.SeesAll(), "", url.Values{"group": {group}})
 		if err != nil {
 			t.Errorf("group=%s: %v", group, err)
 			continue
@@ -40,13 +40,13 @@ func TestParseQuery_Group(t *testing.T) {
 	for group, says := range map[string]string{
 		"colour": "label:<key>", "Zone": "zone", "label:": "key of a label", "label:a b": "a b", "label:a/b/c": "a/b/c", "label": "label:<key>",
 	} {
-		_, err := ParseQuery("", url.Values{"group": {group}})
+		_, err := ParseQuery(fleet.SeesAll(), "", url.Values{"group": {group}})
 		bad, ok := errors.AsType[*fleet.FieldError](err)
 		if !ok || bad.Field != "group" || bad.Key == "" || !strings.Contains(bad.Error(), says) {
 			t.Errorf("group=%q: %v, want a FieldError of group that says %q", group, err, says)
 		}
 	}
-	if _, err := ParseQuery("", url.Values{"group": {"zone", "role"}}); err == nil {
+	if _, err := ParseQuery(fleet.SeesAll(), "", url.Values{"group": {"zone", "role"}}); err == nil {
 		t.Error("two groupings are taken")
 	}
 	for _, key := range poolLabels {
@@ -179,11 +179,11 @@ func TestGroups_AreForPeople(t *testing.T) {
 	for i := range 4 {
 		b.put("a", spec{name: fmt.Sprintf("n%d", i), rv: i + 1, labels: in([]string{"z2", "z1"}[i%2])})
 	}
-	plainQuery, err := ParseQuery("", nil)
+	plainQuery, err := ParseQuery(fleet.SeesAll(), "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	q, err := ParseQuery("", url.Values{"group": {"zone"}})
+	q, err := ParseQuery(fleet.SeesAll(), "", url.Values{"group": {"zone"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func TestGroups_HeaderIsRenderedOnce(t *testing.T) {
 	m := NewManager(ManagerConfig{Logger: newAlarm(t), Render: countedHeaders{made: &made}})
 	b := &bench{t: t, m: m}
 	b.add("a")
-	q, err := ParseQuery("", url.Values{"group": {"zone"}})
+	q, err := ParseQuery(fleet.SeesAll(), "", url.Values{"group": {"zone"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,6 +131,9 @@ type routes map[route]map[*view]struct{}
 
 // routes are where the views of a query wait: those of its most telling term that asks for equality.
 func (q *Query) routes() []route {
+	if q.blind() {
+		return nil // or it would keep a cluster awake that it may not know of
+	}
 	any := q.telling()
 	if any == nil {
 		any = []trait{{facet: facetAny}}

@@ -32,7 +32,7 @@ func TestRoutes_AChangeFindsWhoMaySeeIt(t *testing.T) {
 		"some words", "role:\"\"", "type:big zone:z9",
 	} {
 		for _, cluster := range []string{"", "a", "b"} {
-			q, err := ParseQuery(cluster, url.Values{"q": {text}})
+			q, err := ParseQuery(fleet.SeesAll(), cluster, url.Values{"q": {text}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -42,7 +42,7 @@ func TestRoutes_AChangeFindsWhoMaySeeIt(t *testing.T) {
 		}
 	}
 	for _, cluster := range []string{"a", "b"} {
-		q := nodeQuery(fleet.NodeRef{Cluster: cluster, Name: "n"})
+		q := nodeQuery(fleet.SeesAll(), fleet.NodeRef{Cluster: cluster, Name: "n"})
 		v := b.m.acquire(q)
 		defer b.m.release(v)
 		names[v] = cluster + " node n"
@@ -117,7 +117,7 @@ func TestView_ColdFromTheIndex(t *testing.T) {
 	}
 	narrow := 0
 	for _, text := range []string{"zone:z1", "zone:z0,z0", "zone:z0,z5 cordoned:true", "cordoned:true", "zone:none", "status:Ready"} {
-		q, err := ParseQuery("", url.Values{"q": {text}})
+		q, err := ParseQuery(fleet.SeesAll(), "", url.Values{"q": {text}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -205,7 +205,7 @@ func TestManager_ReadersOfSeveralBoardsNeverWaitForEachOther(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			for range 20_000 {
-				b.m.at("", func(moment) { runtime.Gosched() })
+				b.m.at(everyBoard, func(moment) { runtime.Gosched() })
 			}
 		})
 	}

@@ -18,7 +18,7 @@ func (m *Manager) List(q *Query, paged bool) List {
 	v := m.acquire(q)
 	defer m.release(v)
 	l, nodes := v.list(q, paged)
-	l.Cursor = m.cursor(l.Revision)
+	l.Cursor = v.cursor(l.Revision)
 	l.Items = func(yield func([]byte) bool) {
 		for _, ver := range nodes {
 			if !yield(m.render.json(ver)) {

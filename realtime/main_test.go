@@ -203,10 +203,26 @@ func (b *bench) put(cluster string, s spec) {
 	}
 }
 
+// sightOf is the sight of somebody who views the clusters of a scope, and "none" is of nobody.
+func sightOf(scope string) fleet.Sight {
+	who := fleet.Caller{Role: fleet.RoleNone}
+	switch scope {
+	case "*":
+		return fleet.SeesAll()
+	case "none":
+	default:
+		who.Access = fleet.NewAccess([]fleet.Grant{{Scope: fleet.Scope(scope), Role: fleet.RoleViewer}}, nil)
+	}
+	return who.Sight()
+}
+
 func (b *bench) handle(w http.ResponseWriter, r *http.Request) {
 	v := Viewer{
 		Session: r.Header.Get("Session"), UserID: r.Header.Get("User"), Addr: r.Header.Get("Addr"), Lang: "en",
-		Since: r.Header.Get("Last-Event-ID"),
+		Since: r.Header.Get("Last-Event-ID"), Sight: fleet.SeesAll(),
+	}
+	if scope := r.Header.Get("Sight"); scope != "" {
+		v.Sight = sightOf(scope)
 	}
 	if v.Since == "" {
 		v.Since = r.URL.Query().Get("since")
@@ -218,7 +234,7 @@ func (b *bench) handle(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case "/nodes":
 		var q *Query
-		if q, err = ParseQuery("", r.URL.Query()); err == nil {
+		if q, err = ParseQuery(v.Sight, "", r.URL.Query()); err == nil {
 			err = b.s.Nodes(w, r, NodeStream{Viewer: v, Query: q})
 		}
 	case "/node":

@@ -210,7 +210,7 @@ func (m *Manager) shape() (boards map[string]*board, topology uint64) {
 
 // acquire returns the view of a query, which stays until release.
 func (m *Manager) acquire(q *Query) *view {
-	if q.Cluster != "" {
+	if q.Cluster != "" && !q.blind() {
 		m.look(q.Cluster)
 	}
 	m.viewsMu.Lock()
@@ -285,21 +285,15 @@ type moment struct {
 	boards   map[string]*board
 }
 
-// at calls f with one moment of a cluster, or of all for an empty name. No revision of these boards can be taken while
+// at calls f with one moment of the boards that pick chooses of all, which it must not change. No revision of these boards can be taken while
 // f runs, for that needs a board's write lock; so the counter that f sees is a cursor over all of them, and means the
 // same to whoever computes it. f must not take long. Locks are taken in the order manager, boards, and boards in order of
 // name: a writer that waits for one board keeps further readers from it, so two readers with two orders and two such
 // writers would wait for each other for ever.
-func (m *Manager) at(cluster string, f func(moment)) {
+func (m *Manager) at(pick func(all map[string]*board, topology uint64) map[string]*board, f func(moment)) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	boards := m.boards
-	if cluster != "" {
-		boards = map[string]*board{}
-		if b := m.boards[cluster]; b != nil {
-			boards[cluster] = b
-		}
-	}
+	boards := pick(m.boards, m.topology)
 	for _, name := range slices.Sorted(maps.Keys(boards)) {
 		b := boards[name]
 		b.mu.RLock()
@@ -307,6 +301,9 @@ func (m *Manager) at(cluster string, f func(moment)) {
 	}
 	f(moment{m.clock.Load(), m.topology, m.removed, boards})
 }
+
+// everyBoard picks all of them.
+func everyBoard(all map[string]*board, _ uint64) map[string]*board { return all }
 
 func (m *Manager) all() map[string]*board {
 	boards, _ := m.shape()
@@ -324,7 +321,7 @@ func (m *Manager) Window(q *Query, lang string) Window {
 	v := m.acquire(q)
 	defer m.release(v)
 	w, page, heads := v.read(q)
-	w.Cursor = m.cursor(w.Revision)
+	w.Cursor = v.cursor(w.Revision)
 	for _, ver := range page {
 		w.Nodes = append(w.Nodes, ver.newest())
 		w.Rows = append(w.Rows, m.render.row(ver, lang))
@@ -334,7 +331,7 @@ func (m *Manager) Window(q *Query, lang string) Window {
 	}
 	sets := map[facet]map[string]struct{}{facetZone: {}, facetRole: {}, facetType: {}, facetVersion: {}}
 	for name, b := range m.all() {
-		if q.Cluster == "" || q.Cluster == name {
+		if q.sees(name) {
 			b.values(sets)
 		}
 	}
@@ -460,15 +457,26 @@ func (m *Manager) Row(ref fleet.NodeRef, lang string) ([]byte, error) {
 	return m.render.row(ver, lang), nil
 }
 
-// Clusters is every cluster with its state, in order of name.
-func (m *Manager) Clusters() []fleet.Cluster {
+// Clusters is every cluster in sight with its state, in order of name.
+func (m *Manager) Clusters(sight fleet.Sight) []fleet.Cluster {
 	boards := m.all()
 	out := make([]fleet.Cluster, 0, len(boards))
-	for _, b := range boards {
-		out = append(out, b.state())
+	for name, b := range boards {
+		if sight.Sees(name) {
+			out = append(out, b.state())
+		}
 	}
 	slices.SortFunc(out, func(a, b fleet.Cluster) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// ClusterUID tells which cluster is known by a name, "" if that is not known.
+func (m *Manager) ClusterUID(name string) string {
+	b := m.board(name)
+	if b == nil {
+		return ""
+	}
+	return b.state().UID
 }
 
 // podsTimeout bounds a read of pods: a person waits for it.

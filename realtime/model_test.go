@@ -41,6 +41,9 @@ type world struct {
 
 var clusterNames = []string{"a", "b"}
 
+// scopes are the sights of clients: everything, either cluster, and nothing.
+var scopes = []string{"*", "*", "*", "a", "b", "a*", "none"}
+
 func (w *world) random(ref fleet.NodeRef) spec {
 	w.rv++
 	s := spec{
@@ -276,6 +279,8 @@ type watcher struct {
 	plant  plant
 	query  url.Values
 	json   bool
+	scope  string // of the clusters that it sees in the end
+	roams  bool   // until then it is given other scopes, and comes back with the cursors of those before
 	r      *rand.Rand
 	cut    bool          // its connections break at any byte
 	forget bool          // now and then it is loaded anew
@@ -286,6 +291,8 @@ type watcher struct {
 	nodes  map[string]string // JSON: data by node
 	synced bool
 	calm   bool // no more cuts
+	sight  fleet.Sight
+	line   net.Conn // the connection that is open
 	conns  int
 	events int
 	wrong  error
@@ -363,18 +370,24 @@ func (c *watcher) rest(ctx context.Context) {
 }
 
 func (c *watcher) run(ctx context.Context) {
-	q, err := ParseQuery("", c.query)
-	if err != nil {
-		c.fail(err)
-		return
-	}
-	if c.plant.query != nil {
-		c.plant.query(q)
-	}
 	lastID, loaded, pageID := "", false, ""
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		c.conns++
+		scope := c.scope
+		if c.roams && !c.calm {
+			scope = scopes[c.r.IntN(len(scopes))]
+		}
+		c.sight = sightOf(scope)
+		q, err := ParseQuery(c.sight, "", c.query)
+		if err != nil {
+			c.mu.Unlock()
+			c.fail(err)
+			return
+		}
+		if c.plant.query != nil {
+			c.plant.query(q)
+		}
 		budget := -1
 		if c.cut && !c.calm {
 			budget = 1 + c.r.IntN(1<<(6+c.r.IntN(13)))
@@ -402,6 +415,14 @@ func (c *watcher) run(ctx context.Context) {
 		}
 		c.mu.Unlock()
 		conn, hangUp := c.dial(ctx, q, since)
+		c.mu.Lock()
+		c.line = conn
+		stale := c.roams && c.calm && scope != c.scope // it became calm just now
+		c.mu.Unlock()
+		if stale {
+			hangUp()
+			continue
+		}
 		in := io.Reader(conn)
 		if budget > 0 {
 			in = &fragile{conn, budget}
@@ -442,9 +463,27 @@ func (c *watcher) take(e got) {
 	if c.plant.wire != nil && !c.plant.wire(&e) {
 		return
 	}
+	if c.wrong == nil {
+		c.wrong = c.leaks(e)
+	}
 	if err := c.apply(e); err != nil && c.wrong == nil {
 		c.wrong = err
 	}
+}
+
+// leaks tells whether an event names a cluster that the client does not see.
+func (c *watcher) leaks(e got) error {
+	for _, name := range clusterNames {
+		if c.sight.Sees(name) {
+			continue
+		}
+		for _, s := range []string{`id="n-` + name + `-`, `id="g-` + name + `"`, `id="` + name + `"`, `"cluster_name":"` + name + `"`, `"` + name + `":`} {
+			if strings.Contains(e.data, s) {
+				return fmt.Errorf("out of sight, and here it is: %.200s", e.data)
+			}
+		}
+	}
+	return nil
 }
 
 func (c *watcher) apply(e got) error {
@@ -580,7 +619,7 @@ func (w *world) truth(q *Query) truth {
 // differs says how what the client shows, the list page and the list for programs differ from the truth and from each
 // other, "" if not at all.
 func (c *watcher) differs(w *world) string {
-	q, err := ParseQuery("", c.query)
+	q, err := ParseQuery(sightOf(c.scope), "", c.query)
 	if err != nil {
 		return err.Error()
 	}
@@ -633,7 +672,7 @@ func (c *watcher) differs(w *world) string {
 
 // differs says how the cache differs from the clusters, "" if not at all.
 func (w *world) differs() string {
-	q, err := ParseQuery("", nil)
+	q, err := ParseQuery(fleet.SeesAll(), "", nil)
 	if err != nil {
 		return err.Error()
 	}
@@ -718,8 +757,12 @@ func play(t *testing.T, seed uint64, steps int, p plant) string {
 		}
 		c := &watcher{
 			b: b, plant: p, query: q, json: i%3 == 0, r: rand.New(rand.NewPCG(seed, uint64(i+2))), forget: i%4 < 2, cut: i%5 < 4,
-			nodes: map[string]string{},
+			nodes: map[string]string{}, scope: scopes[r.IntN(len(scopes))],
 		}
+		if q.Get("cluster") != "" { // it must be there for the end to be compared
+			c.scope = "*"
+		}
+		c.roams = c.json && r.IntN(2) == 0
 		if i%7 < 3 {
 			c.turn = make(chan struct{})
 		}
@@ -763,6 +806,9 @@ func play(t *testing.T, seed uint64, steps int, p plant) string {
 	for _, c := range clients {
 		c.mu.Lock()
 		c.calm = true
+		if c.roams && c.line != nil { // as the end of the session does when a person is given other grants
+			_ = c.line.Close() // a pipe's close does not fail
+		}
 		c.mu.Unlock()
 		if c.turn != nil {
 			close(c.turn)
@@ -949,7 +995,7 @@ func TestModel_CatchesPlantedBugs(t *testing.T) {
 				if since == "" {
 					return ""
 				}
-				return m.cursor(m.clock.Load())
+				return m.cursor(m.clock.Load(), "")
 			}}
 		},
 		func() plant {
@@ -975,6 +1021,12 @@ func TestModel_CatchesPlantedBugs(t *testing.T) {
 			return plant{name: "partial ids: taken for cursors", resume: func(_ *Manager, since string) string {
 				return strings.TrimSuffix(since, "p")
 			}}
+		},
+		func() plant {
+			return plant{name: "sight: everybody shares one view", query: func(q *Query) { q.sight, q.tag = fleet.SeesAll(), "" }}
+		},
+		func() plant {
+			return plant{name: "sight: a cursor is good for every sight", query: func(q *Query) { q.tag = "" }}
 		},
 		func() plant {
 			return plant{

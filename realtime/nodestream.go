@@ -14,12 +14,12 @@ import (
 func (s *Streamer) Nodes(w http.ResponseWriter, r *http.Request, ns NodeStream) error {
 	q := ns.Query
 	if ns.Node != nil {
-		q = nodeQuery(*ns.Node)
+		q = nodeQuery(ns.Sight, *ns.Node)
 	}
 	if q == nil {
 		return fmt.Errorf("a node stream needs a query or a node: %w", fleet.ErrInvalid)
 	}
-	if q.Cluster != "" && s.m.board(q.Cluster) == nil {
+	if q.blind() || q.Cluster != "" && s.m.board(q.Cluster) == nil {
 		return fmt.Errorf("cluster %s: %w", q.Cluster, fleet.ErrNotFound)
 	}
 	if !s.m.admits(q) {
@@ -41,13 +41,13 @@ func (s *Streamer) pumpHTML(ctx context.Context, c *conn, q *Query) error {
 	p := v.watch(pageKey{q.Page, q.PerPage})
 	defer v.unwatch(p)
 	pos := &position{lang: c.viewer.Lang}
-	cur, base, ok := s.m.parseCursor(c.viewer.Since)
+	cur, base, ok := s.m.parseCursor(c.viewer.Since, q.tag)
 	pos.cur, pos.reset = cur, !ok || cur != base
 	s.metrics.began(c, !pos.reset)
-	return s.loop(ctx, c, s.pace(), func() string { return s.m.cursor(pos.cur) },
+	return s.loop(ctx, c, s.pace(), func() string { return v.cursor(pos.cur) },
 		func() ([]frame, <-chan struct{}, bool) {
 			if v.orphaned() {
-				return []frame{bye(s.m.cursor(pos.cur), byeCluster)}, nil, true
+				return []frame{bye(v.cursor(pos.cur), byeCluster)}, nil, true
 			}
 			before := pos.merged
 			frames, next := v.html(p, pos)
@@ -59,7 +59,7 @@ func (s *Streamer) pumpHTML(ctx context.Context, c *conn, q *Query) error {
 func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 	v := s.m.acquire(q.ungrouped())
 	defer s.m.release(v)
-	cur, base, known := s.m.parseCursor(c.viewer.Since)
+	cur, base, known := s.m.parseCursor(c.viewer.Since, q.tag)
 	at := place{cur, base}
 	snapshot, from, known := v.open(cur, known)
 	s.metrics.began(c, known)
@@ -67,9 +67,9 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 	reset := !known && c.viewer.Since != ""
 	id := func() string {
 		if !known {
-			return s.m.partial(from)
+			return v.partial(from)
 		}
-		return s.m.between(at.cur, at.base)
+		return v.between(at.cur, at.base)
 	}
 	// Nobody watches JSON with their eyes: no pacing.
 	return s.loop(ctx, c, &pacer{}, id, func() ([]frame, <-chan struct{}, bool) {
@@ -79,7 +79,7 @@ func (s *Streamer) pumpJSON(ctx context.Context, c *conn, q *Query) error {
 		var frames []frame
 		if !known {
 			if reset {
-				frames = append(frames, jsonEvent(s.m.partial(from), message{Type: typeReset, Time: time.Now()}))
+				frames = append(frames, jsonEvent(v.partial(from), message{Type: typeReset, Time: time.Now()}))
 				reset = false
 			}
 			// A client that stops reading in the middle holds no more of it than this.
@@ -138,7 +138,7 @@ func (v *view) open(cur uint64, known bool) (snapshot []*version, from uint64, o
 // opening is a node as the first state says it. Its id is no cursor: half a state is none.
 func (v *view) opening(ver *version, rev uint64) frame {
 	ref := ver.node.Ref
-	return jsonEvent(v.m.partial(rev), message{
+	return jsonEvent(v.partial(rev), message{
 		Type: nodeAdd, Cluster: ref.Cluster, Node: ref.Name, Data: v.m.render.json(ver), Time: ver.node.UpdatedAt,
 	}).holding(1)
 }

@@ -1,6 +1,8 @@
 package realtime
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/url"
 	"slices"
@@ -42,6 +44,8 @@ type Query struct {
 	PerPage int
 	Group   string // as it was given: zone, label:<key>; "" for none
 
+	sight fleet.Sight
+	tag   string // names the sight in cursors; see Query.cursorTag
 	terms []term
 	text  string                  // canonical form of the terms
 	only  *fleet.NodeRef          // the one node of a node page's stream
@@ -56,11 +60,11 @@ type term struct {
 	any   []trait // every node that matches has one of these; nil if that cannot be said
 }
 
-// ParseQuery reads the query of a node list from the values of a URL or a form. A cluster given by the path wins over
-// the parameters cluster and cluster_name. What it does not understand is a *fleet.FieldError that names the offending
-// part and what would be allowed.
-func ParseQuery(cluster string, v url.Values) (*Query, error) {
-	q := &Query{Cluster: cluster, Sort: "name", Page: 1, PerPage: defaultPerPage}
+// ParseQuery reads the query of a node list from the values of a URL or a form, for somebody who sees some clusters: the
+// others do not exist for it. A cluster given by the path wins over the parameters cluster and cluster_name. What it does
+// not understand is a *fleet.FieldError that names the offending part and what would be allowed.
+func ParseQuery(sight fleet.Sight, cluster string, v url.Values) (*Query, error) {
+	q := &Query{Cluster: cluster, Sort: "name", Page: 1, PerPage: defaultPerPage, sight: sight}
 	for _, field := range []string{"cluster", "cluster_name", "sort", "page", "per_page", "group"} {
 		if n := len(v[field]); n > 1 {
 			return nil, fleet.Invalid(field, "is given %d times", n)
@@ -76,6 +80,7 @@ func ParseQuery(cluster string, v url.Values) (*Query, error) {
 			q.Cluster = a
 		}
 	}
+	q.tag = q.cursorTag()
 	if s := v.Get("sort"); s != "" {
 		if !slices.Contains(sorts, strings.TrimPrefix(s, "-")) {
 			return nil, fieldError("sort", "query.sort", s, sorts, "%q is not a column to sort by", s)
@@ -120,8 +125,42 @@ func (q *Query) ungrouped() *Query {
 }
 
 // nodeQuery matches exactly one node.
-func nodeQuery(ref fleet.NodeRef) *Query {
-	return &Query{Cluster: ref.Cluster, Sort: "name", Page: 1, PerPage: perPages[0], only: &ref, cmp: order("name")}
+func nodeQuery(sight fleet.Sight, ref fleet.NodeRef) *Query {
+	q := &Query{Cluster: ref.Cluster, Sort: "name", Page: 1, PerPage: perPages[0], only: &ref, cmp: order("name"), sight: sight}
+	q.tag = q.cursorTag()
+	return q
+}
+
+// sees tells whether a cluster is one of the query's.
+func (q *Query) sees(cluster string) bool {
+	return (q.Cluster == "" || q.Cluster == cluster) && q.sight.Sees(cluster)
+}
+
+// blind tells that the query names a cluster which is out of sight.
+func (q *Query) blind() bool { return q.Cluster != "" && !q.sight.Sees(q.Cluster) }
+
+// sightKey is the same for queries that see the same clusters. A cluster by itself is the same to all who see it.
+func (q *Query) sightKey() string {
+	switch {
+	case q.Cluster == "":
+		return q.sight.Key()
+	case q.blind():
+		return "blind"
+	}
+	return ""
+}
+
+// cursorTag is what cursors carry beside the revision, "" for whoever sees everything that was asked for. A cursor says
+// that the client has what there was up to a revision; somebody with another sight, though it were the same person after
+// a change of their grants, has other nodes, and begins anew.
+func (q *Query) cursorTag() string { return sightTag(q.sightKey()) }
+
+func sightTag(key string) string {
+	if key == "" || key == fleet.SeesAll().Key() {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(sum[:6])
 }
 
 // fieldError names the part, and what is allowed instead when that is a short list.
@@ -135,11 +174,11 @@ func fieldError(field, key, part string, allowed []string, format string, args .
 	return e
 }
 
-// Match tells whether the query selects the node. The cluster is part of the question.
-func (q *Query) Match(n *fleet.Node) bool {
-	if q.Cluster != "" && n.Ref.Cluster != q.Cluster {
-		return false
-	}
+// Match tells whether the query selects the node. The cluster is part of the question, and so is who asks.
+func (q *Query) Match(n *fleet.Node) bool { return q.sees(n.Ref.Cluster) && q.selects(n) }
+
+// selects is Match for a node of a cluster that the query sees.
+func (q *Query) selects(n *fleet.Node) bool {
 	if q.only != nil {
 		return n.Ref == *q.only
 	}
@@ -159,9 +198,9 @@ func (q *Query) Key() string {
 // viewKey leaves the page out: all pages of a list share one view.
 func (q *Query) viewKey() string {
 	if q.only != nil {
-		return "node\x00" + q.only.Cluster + "\x00" + q.only.Name
+		return "node\x00" + q.sightKey() + "\x00" + q.only.Cluster + "\x00" + q.only.Name
 	}
-	return "list\x00" + q.Cluster + "\x00" + q.text + "\x00" + q.Sort + "\x00" + q.Group
+	return "list\x00" + q.sightKey() + "\x00" + q.Cluster + "\x00" + q.text + "\x00" + q.Sort + "\x00" + q.Group
 }
 
 // all tells that the query selects every node of its clusters.

@@ -75,7 +75,7 @@ func TestParseQuery_Matches(t *testing.T) {
 		{"label:app=web,app!=train status:Ready zone:eu-1a", "web-1"},
 	}
 	for _, tt := range tests {
-		q, err := ParseQuery("", url.Values{"q": {tt.q}})
+		q, err := ParseQuery(fleet.SeesAll(), "", url.Values{"q": {tt.q}})
 		if err != nil {
 			t.Errorf("%q: %v", tt.q, err)
 			continue
@@ -124,7 +124,7 @@ func TestParseQuery_NamesTheOffendingPart(t *testing.T) {
 		{url.Values{"cluster": {"a"}, "cluster_name": {"b"}}, "cluster_name", []string{"differ"}},
 	}
 	for _, tt := range tests {
-		_, err := ParseQuery("", tt.values)
+		_, err := ParseQuery(fleet.SeesAll(), "", tt.values)
 		fe, ok := errors.AsType[*fleet.FieldError](err)
 		if !ok {
 			t.Errorf("%v: got %v, want a FieldError", tt.values, err)
@@ -143,7 +143,7 @@ func TestParseQuery_NamesTheOffendingPart(t *testing.T) {
 
 func TestParseQuery_Defaults(t *testing.T) {
 	t.Parallel()
-	q, err := ParseQuery("", url.Values{"cluster_name": {"prod"}, "page": {"3"}, "q": {" a  b "}})
+	q, err := ParseQuery(fleet.SeesAll(), "", url.Values{"cluster_name": {"prod"}, "page": {"3"}, "q": {" a  b "}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestParseQuery_Defaults(t *testing.T) {
 	if want := [...]any{"prod", "a  b", "name", 3, 50}; got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if q, err = ParseQuery("path", url.Values{"cluster": {"other"}}); err != nil || q.Cluster != "path" {
+	if q, err = ParseQuery(fleet.SeesAll(), "path", url.Values{"cluster": {"other"}}); err != nil || q.Cluster != "path" {
 		t.Errorf("cluster of the path: got %v, %v", q, err)
 	}
 }
@@ -163,7 +163,7 @@ func TestQuery_KeyIsTheSameForTheSameRows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q, err := ParseQuery("", v)
+		q, err := ParseQuery(fleet.SeesAll(), "", v)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -237,14 +237,14 @@ func FuzzParseQuery(f *testing.F) {
 		f.Add(s, "name", "1", "50")
 	}
 	f.Fuzz(func(t *testing.T, text, sort, page, per string) {
-		q, err := ParseQuery("", url.Values{"q": {text}, "sort": {sort}, "page": {page}, "per_page": {per}})
+		q, err := ParseQuery(fleet.SeesAll(), "", url.Values{"q": {text}, "sort": {sort}, "page": {page}, "per_page": {per}})
 		if err != nil {
 			if _, ok := errors.AsType[*fleet.FieldError](err); !ok {
 				t.Fatalf("%q: %v is no FieldError", text, err)
 			}
 			return
 		}
-		again, err := ParseQuery("", url.Values{"q": {q.text}, "sort": {q.Sort}})
+		again, err := ParseQuery(fleet.SeesAll(), "", url.Values{"q": {q.text}, "sort": {q.Sort}})
 		if err != nil {
 			t.Fatalf("the canonical form %q of %q is not understood: %v", q.text, text, err)
 		}

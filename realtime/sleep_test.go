@@ -173,7 +173,7 @@ func TestRowCache_ManyAtOnce(t *testing.T) {
 
 func mustParse(t testing.TB, cluster string) *Query {
 	t.Helper()
-	q, err := ParseQuery(cluster, url.Values{})
+	q, err := ParseQuery(fleet.SeesAll(), cluster, url.Values{})
 	if err != nil {
 		t.Fatal(err)
 	}

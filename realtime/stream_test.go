@@ -32,7 +32,7 @@ func (b *bench) window(query string) Window {
 			v[k] = []string{val}
 		}
 	}
-	q, err := ParseQuery("", v)
+	q, err := ParseQuery(fleet.SeesAll(), "", v)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestNodes_HTMLChangeInsertAndRemove(t *testing.T) {
 	if !strings.HasPrefix(e.data, `<tr id="n-a-n2" hx-swap-oob="delete"></tr>`) {
 		t.Errorf("leaving: got %q", e.data)
 	}
-	if _, _, ok := b.m.parseCursor(e.id); ok {
+	if _, _, ok := b.m.parseCursor(e.id, ""); ok {
 		t.Errorf("half of a step has the id %q, which would be taken for a cursor", e.id)
 	}
 	if e = s.want(); e.name != "order" || e.data != `["n-a-n0","n-a-n1"]` {
@@ -305,7 +305,7 @@ func TestStream_Heartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := NewManager(ManagerConfig{Logger: quietLog, Render: plain{}, Epoch: "e1"})
 		s := NewStreamer(StreamerConfig{Manager: m, Render: plain{}, Logger: quietLog})
-		q, err := ParseQuery("", nil)
+		q, err := ParseQuery(fleet.SeesAll(), "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -569,7 +569,7 @@ func TestStream_AdmissionIsPaced(t *testing.T) {
 		const clients, rate = 300, 30
 		m := NewManager(ManagerConfig{Logger: quietLog, Render: plain{}, Epoch: "e1"})
 		s := NewStreamer(StreamerConfig{Manager: m, Render: plain{}, Logger: quietLog, Admit: rate, Heartbeat: time.Hour})
-		q, err := ParseQuery("", nil)
+		q, err := ParseQuery(fleet.SeesAll(), "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -56,7 +56,7 @@ func picture(uid string, unschedulable bool, labels map[string]string) string {
 // sameAsList waits until the cache holds exactly what the API server lists.
 func sameAsList(t testing.TB, m *Manager, name string, k *kubetest.Cluster) {
 	t.Helper()
-	q, err := ParseQuery(name, nil)
+	q, err := ParseQuery(fleet.SeesAll(), name, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +378,7 @@ func TestR8_Slow(t *testing.T) {
 	k.Node(t, kubetest.NodeSpec{})
 	mc := quick
 	mc.Silence = 3 * time.Second // a list may be without a byte for two thirds of that
-	q, err := ParseQuery("", nil)
+	q, err := ParseQuery(fleet.SeesAll(), "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -494,7 +494,7 @@ func TestR10_AddEditRemoveLeavesNothing(t *testing.T) { // not parallel: it coun
 	k := kubetest.Shared(t)
 	k.Node(t, kubetest.NodeSpec{})
 	m := running(t, ManagerConfig{IdleViews: 4})
-	q, err := ParseQuery("", nil)
+	q, err := ParseQuery(fleet.SeesAll(), "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,7 +119,7 @@ func TestSupervisor_FollowsARealCluster(t *testing.T) {
 	}
 
 	mark := k.AuditLog(t).Mark()
-	q, err := ParseQuery("real", nil)
+	q, err := ParseQuery(fleet.SeesAll(), "real", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +280,7 @@ func TestManager_CyclesLeaveNothingBehind(t *testing.T) { // not parallel: it co
 	k := kubetest.Shared(t)
 	k.Node(t, kubetest.NodeSpec{})
 	m := running(t, ManagerConfig{IdleViews: 4})
-	q, err := ParseQuery("", nil)
+	q, err := ParseQuery(fleet.SeesAll(), "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

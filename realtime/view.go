@@ -44,6 +44,8 @@ type view struct {
 	purged    uint64     // what went at or before this revision may be forgotten
 	topology  uint64     // which set of boards rev is about
 	boards    map[string]*board
+	seen      map[string]*board // what the query sees of the boards of a topology; never changed in place
+	seenAt    uint64            // that topology
 	items     map[fleet.NodeRef]*item
 	head      item // ring in order of rev
 	gone      []goner
@@ -100,7 +102,7 @@ func (v *view) sync() {
 	var now moment
 	first := v.topology == 0
 	before, states := v.counts, v.clusters
-	v.m.at(v.q.Cluster, func(at moment) {
+	v.m.at(v.pick, func(at moment) {
 		now = at
 		log = v.changes(at)
 		v.clusters = make([]clusterAt, 0, len(at.boards))
@@ -138,6 +140,22 @@ func (v *view) sync() {
 	for _, p := range v.panes {
 		v.refresh(p, touched, wake)
 	}
+}
+
+// pick is the boards that the query sees. Boards out of its sight are never read for it.
+func (v *view) pick(all map[string]*board, topology uint64) map[string]*board {
+	if v.q.Cluster == "" && v.q.sight.All() {
+		return all
+	}
+	if v.seen == nil || v.seenAt != topology {
+		v.seen, v.seenAt = map[string]*board{}, topology
+		for name, b := range all {
+			if v.q.sees(name) {
+				v.seen[name] = b
+			}
+		}
+	}
+	return v.seen
 }
 
 // weigh keeps the manager's sum of items. mu is held.
@@ -202,7 +220,7 @@ func (v *view) take(log []change, first bool) (moved bool, touched map[fleet.Nod
 	for _, c := range log {
 		it := v.items[c.ref]
 		was := it != nil && it.ver != nil
-		is := c.ver != nil && v.q.Match(c.ver.node)
+		is := c.ver != nil && v.q.selects(c.ver.node)
 		switch {
 		case was && is:
 			if it.ver == c.ver {

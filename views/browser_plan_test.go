@@ -41,7 +41,7 @@ func (s *stage) plan(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Security-Policy", fmt.Sprintf(policy, nonce))
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	err := Plan(PlanPage{
-		Layout: Layout{Lang: "en", Nav: "nodes", User: "ada", Role: fleet.RoleOperator, Nonce: nonce, Path: "/nodes", Now: noon, Asset: static.Asset, Static: true},
+		Layout: Layout{Lang: "en", Nav: "nodes", User: "ada", Role: fleet.RoleOperator, Caller: fleet.Caller{Role: fleet.RoleOperator}, Nonce: nonce, Path: "/nodes", Now: noon, Asset: static.Asset, Static: true},
 		Action: fleet.ActionDrain, Asked: asked, Nodes: refs, Plan: p, Key: "key-of-plan",
 	}).Render(r.Context(), w)
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *stage) batch(w http.ResponseWriter, r *http.Request) {
 	b := sampleDrainBatch(plainly)
 	b.State, b.PausedBy = fleet.BatchRunning, ""
 	err := Batch(BatchPage{
-		Layout: Layout{Lang: "en", Nav: "batches", User: "ada", Role: fleet.RoleOperator, Nonce: nonce, Path: r.URL.Path, Now: noon, Asset: static.Asset},
+		Layout: Layout{Lang: "en", Nav: "batches", User: "ada", Role: fleet.RoleOperator, Caller: fleet.Caller{Role: fleet.RoleOperator}, Nonce: nonce, Path: r.URL.Path, Now: noon, Asset: static.Asset},
 		Panel:  BatchPanel{Lang: "en", Batch: b, Items: sampleDrainItems(plainly), CanSteer: true, Nonce: nonce, Key: "k", Stream: "/api/v1/batches/01JB/events"},
 	}).Render(r.Context(), w)
 	if err != nil {

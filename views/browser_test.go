@@ -214,7 +214,7 @@ func (s *stage) page(w http.ResponseWriter, r *http.Request) {
 		rows = append(rows, Renderer{}.NodeRow(n, "en"))
 	}
 	err := Nodes(NodesPage{
-		Layout: Layout{Lang: "en", Nav: "nodes", User: "ada", Role: fleet.RoleOperator, Nonce: nonce, Path: "/nodes", Now: noon, Asset: static.Asset},
+		Layout: Layout{Lang: "en", Nav: "nodes", User: "ada", Role: fleet.RoleOperator, Caller: fleet.Caller{Role: fleet.RoleOperator}, Nonce: nonce, Path: "/nodes", Now: noon, Asset: static.Asset},
 		Query:  Query{Page: 1, PerPage: 20, Pages: 450, Total: 9000, Q: r.URL.Query().Get("q")}, Rows: rows, Stream: "/nodes/stream?since=e.1", CanCordon: true, Key: "key-of-page",
 		Clusters: []fleet.Cluster{sampleCluster(plainly, fleet.ClusterLive)}, Facets: Facets{Zones: []string{"a"}},
 	}).Render(r.Context(), w)
@@ -238,7 +238,7 @@ func (s *stage) nodePage(w http.ResponseWriter, r *http.Request) {
 	}
 	n := s.nodes[0]
 	err := Node(NodePage{
-		Layout: Layout{Lang: "en", Nav: "nodes", User: "ada", Role: fleet.RoleOperator, Nonce: nonce, Path: r.URL.Path, Now: noon, Asset: static.Asset},
+		Layout: Layout{Lang: "en", Nav: "nodes", User: "ada", Role: fleet.RoleOperator, Caller: fleet.Caller{Role: fleet.RoleOperator}, Nonce: nonce, Path: r.URL.Path, Now: noon, Asset: static.Asset},
 		Node:   n, Cluster: sampleCluster(plainly, fleet.ClusterLive), Row: Renderer{}.NodeRow(n, "en"), Stream: "/nodes/stream", PodsURL: "/pods", CanCordon: true,
 		Key: "key" + nonce,
 	}).Render(r.Context(), w)

@@ -38,6 +38,14 @@ func (f ClusterForm) ofNew(s string) string {
 	return s
 }
 
+// noClusters is the text for somebody who sees no cluster: that there is none, or whom to ask.
+func noClusters(noSight bool) string {
+	if noSight {
+		return "empty.nosight"
+	}
+	return "empty.noclusters"
+}
+
 // rightOf is a right as kubectl auth can-i writes it.
 func rightOf(r fleet.TestedRight) string {
 	s := r.Verb + " " + r.Resource

@@ -301,8 +301,14 @@ func (l Layout) asset(name string) string {
 	return l.Asset(name)
 }
 
-// may asks the one table of permissions what to show; the server decides again when it is used.
-func (l Layout) may(p fleet.Permission) bool { return fleet.Caller{Role: l.Role}.May(p, "") }
+// may asks what the person may do in the page's cluster, or anywhere if it is about several, to know what to show; the
+// server decides again when it is used.
+func (l Layout) may(p fleet.Permission) bool {
+	if l.In == "" {
+		return l.Caller.MaySomewhere(p)
+	}
+	return l.Caller.May(p, l.In)
+}
 
 // shortID is enough of an id to tell batches apart by eye.
 func shortID(id string) string {

@@ -68,7 +68,8 @@ func TestCatalogue_SameKeysSamePlaceholders(t *testing.T) {
 
 // Keys that are put together from a part and a value of the program.
 var families = map[string][]string{
-	"role.":          {"viewer", "operator", "admin"},
+	"role.":          {"none", "viewer", "operator", "admin"},
+	"perm.":          {"node_cordon", "node_drain", "node_edit", "node_no_execute", "node_drain_past_budget", "node_protected_labels"},
 	"nav.":           {"nodes", "clusters", "batches", "templates", "users", "audit"},
 	"facet.":         {"role", "zone", "type", "version"},
 	"group.":         groupWords(Query{}),
@@ -100,7 +101,7 @@ var families = map[string][]string{
 	"col.":           {"cluster", "name", "status", "scheduling", "cpu", "memory", "pods", "taints", "zone", "version", "age"},
 	"script.":        scriptKeys,
 	"sched.":         {"yes", "no", "by", "with"},
-	"person.":        {"oidc", "ldap"},
+	"person.":        {"oidc", "ldap", "header"},
 	"theme.":         {"system", "light", "dark"},
 	"error.":         {"unauthenticated", "forbidden", "not_found", "method", "conflict", "blocked", "too_large", "unsupported", "invalid", "too_many", "unavailable", "timeout", "internal"},
 }

@@ -8,15 +8,17 @@ import (
 
 // Layout is what every page carries. Pages embed it.
 type Layout struct {
-	Title  string // catalogue key of the page's title; a name from the cluster is in the page itself
-	Lang   string // en or zh
-	Theme  string // light, dark, or "" for the system's
-	Nav    string // which entry of the navigation is current: nodes, clusters, batches, account, users, audit
-	User   string // name of the person, "" when signed out
-	Role   fleet.Role
-	Nonce  string    // of the content security policy
-	Path   string    // path and query of this page, for the language switch and for signing in again
-	Now    time.Time // the one clock of this rendering
+	Title  string       // catalogue key of the page's title; a name from the cluster is in the page itself
+	Lang   string       // en or zh
+	Theme  string       // light, dark, or "" for the system's
+	Nav    string       // which entry of the navigation is current: nodes, clusters, batches, account, users, audit
+	User   string       // name of the person, "" when signed out
+	Role   fleet.Role   // everywhere, as it is shown beside the name
+	Caller fleet.Caller // whose permissions say what is offered; zero when signed out
+	In     string       // the cluster that the page is about, "" for several
+	Nonce  string       // of the content security policy
+	Path   string       // path and query of this page, for the language switch and for signing in again
+	Now    time.Time    // the one clock of this rendering
 	Asset  func(name string) string
 	Static bool // a page without a live stream
 }
@@ -103,8 +105,9 @@ type NodesPage struct {
 	Facets     Facets
 	Clusters   []fleet.Cluster // those in view, with their state
 	Stream     string          // URL of the live stream, with the cursor this page was rendered at
-	CanCordon  bool
-	Key        string // fresh idempotency key for the batch form
+	NoSight    bool            // the person sees no cluster at all
+	CanCordon  bool            // the person may change some node here; what exactly says may
+	Key        string          // fresh idempotency key for the batch form
 }
 
 // NodeRow is the live row of a node list: one rendering serves every viewer with the same language. It holds no time
@@ -128,7 +131,7 @@ type NodePage struct {
 	Row       []byte // the live row, as in the list
 	Stream    string
 	PodsURL   string // fragment that is loaded behind the page
-	CanCordon bool
+	CanCordon bool   // the person may change it; what exactly says may
 	Key       string
 }
 
@@ -147,6 +150,7 @@ type ClustersPage struct {
 	Layout
 	Clusters []fleet.Cluster
 	Stream   string
+	NoSight  bool // the person sees no cluster at all
 
 	CanRetry  bool // reach a cluster now
 	CanAccept bool // take another cluster at an address for the right one
@@ -221,6 +225,9 @@ type AccountPage struct {
 	Factor    fleet.FactorState
 	Enrolment *fleet.Enrolment // shown once, to be confirmed
 	Recovery  []string         // shown once
+
+	Grants []fleet.Grant
+	Groups []string // that a provider vouched for
 }
 
 // UsersPage lists people, for admins.
@@ -237,6 +244,7 @@ type AuditPage struct {
 	Entries []fleet.Entry
 	Filter  fleet.AuditFilter
 	Older   int64 // BeforeSeq of the next page, 0 at the end
+	Newer   int64 // AfterSeq of the page before, 0 at the beginning
 }
 
 // ErrorPage says what was wrong and what to do; it is used whole and as a fragment.

@@ -3,6 +3,7 @@ package views
 import (
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -37,7 +38,18 @@ func (f fieldSpec) describedBy() string {
 	return ids
 }
 
-var roles = []fleet.Role{fleet.RoleViewer, fleet.RoleOperator, fleet.RoleAdmin}
+// roles are what somebody can be everywhere; grantRoles, what they can be in some clusters.
+var (
+	roles      = []fleet.Role{fleet.RoleNone, fleet.RoleViewer, fleet.RoleOperator, fleet.RoleAdmin}
+	grantRoles = roles[1:]
+)
+
+// grantField is what a form calls the fields of a grant.
+const (
+	grantField     = "grant"
+	grantRoleField = "grant_role"
+	revokeField    = "revoke"
+)
 
 func userURL(name string) string { return "/api/v1/users/" + url.PathEscape(name) }
 func sessionEndURL(hash string) string {
@@ -47,6 +59,40 @@ func tokenEndURL(id string) string { return "/api/v1/tokens/" + url.PathEscape(i
 
 // local tells whether the person has a password here.
 func local(u fleet.User) bool { return u.Kind == fleet.PersonLocal || u.Kind == "" }
+
+// vouchedBy is the key of the word for where a person signs in.
+func vouchedBy(u fleet.User) string {
+	if strings.HasPrefix(u.Issuer, fleet.HeaderIssuer) {
+		return "person.header"
+	}
+	return "person." + string(u.Kind)
+}
+
+// permissionKey is the key of the words for a permission that can be granted.
+func permissionKey(p fleet.Permission) string {
+	return "perm." + strings.ReplaceAll(string(p), ".", "_")
+}
+
+// more are the words for what a grant adds to its role.
+func more(lang string, g fleet.Grant) string {
+	words := make([]string, len(g.Also))
+	for i, p := range g.Also {
+		words[i] = T(lang, permissionKey(p))
+	}
+	return strings.Join(words, ", ")
+}
+
+// tokenLimit says what a token may do at most.
+func tokenLimit(lang string, t fleet.Token) string {
+	role := T(lang, "token.any_role")
+	if t.Role != "" {
+		role = T(lang, "role."+string(t.Role))
+	}
+	if t.Scope == "" {
+		return role
+	}
+	return T(lang, "token.in", "Role", role, "Scope", string(t.Scope))
+}
 
 // invited says whether the invitation is still good.
 func invited(p UsersPage, u fleet.User) string {
@@ -67,22 +113,6 @@ func oidcURL(next string) string {
 	return "/login/oidc?" + url.Values{"next": {next}}.Encode()
 }
 
-func auditURL(f fleet.AuditFilter, before int64) string {
-	v := url.Values{}
-	for name, value := range map[string]string{
-		"user": f.User, "cluster": f.Cluster, "node": f.Node, "action": f.Action, "since": day(f.Since), "until": day(f.Until),
-	} {
-		if value != "" {
-			v.Set(name, value)
-		}
-	}
-	if f.Limit > 0 {
-		v.Set("limit", strconv.Itoa(f.Limit))
-	}
-	v.Set("before", strconv.FormatInt(before, 10))
-	return "/audit?" + v.Encode()
-}
-
 // day is what a date input reads and writes.
 func day(t time.Time) string {
 	if t.IsZero() {
@@ -101,11 +131,4 @@ func outcomeClass(o string) string {
 		return "warn"
 	}
 	return "unk"
-}
-
-func auditOutcome(lang, o string) string {
-	if key := "outcome." + o; Has(key) {
-		return T(lang, key)
-	}
-	return o
 }

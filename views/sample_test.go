@@ -88,7 +88,7 @@ func sampleBatch(say say) fleet.Batch {
 
 func sampleLayout(say say, lang string) Layout {
 	return Layout{
-		Title: "nodes.title", Lang: lang, Theme: "dark", Nav: "nodes", User: say("ada"), Role: fleet.RoleAdmin, Nonce: "n0nce",
+		Title: "nodes.title", Lang: lang, Theme: "dark", Nav: "nodes", User: say("ada"), Role: fleet.RoleAdmin, Caller: fleet.Caller{Role: fleet.RoleAdmin}, Nonce: "n0nce",
 		Path: "/nodes?q=" + say("x"), Now: noon,
 	}
 }
@@ -108,7 +108,7 @@ func sampleQuery(say say) Query {
 func samples(say say, lang string) map[string]templ.Component {
 	l := sampleLayout(say, lang)
 	public := l
-	public.User, public.Role, public.Static = "", "", true
+	public.User, public.Role, public.Caller, public.Static = "", "", fleet.Caller{}, true
 	r := Renderer{}
 	n := sampleNode(say)
 	batch, items := sampleBatch(say), sampleItems(say)
@@ -188,16 +188,20 @@ func samples(say say, lang string) map[string]templ.Component {
 			Factor: fleet.FactorState{Local: true, Available: true}, Recovery: []string{say("AAAA-BBBB")},
 			Enrolment: &fleet.Enrolment{Secret: say("SECRET"), URI: say("otpauth://x"), Picture: say("M4 4h1v1h-1z"), Size: 45},
 			Sessions:  []fleet.Session{{Hash: say("h"), Addr: say("10.0.0.1"), UserAgent: say("curl"), CreatedAt: noon, SeenAt: noon, ExpiresAt: noon, Current: true}},
-			Tokens:    []fleet.Token{{ID: say("t"), Name: say("ci"), CreatedAt: noon, ExpiresAt: noon}},
+			Tokens:    []fleet.Token{{ID: say("t"), Name: say("ci"), CreatedAt: noon, ExpiresAt: noon}, {ID: say("u"), Name: say("cd"), Role: fleet.RoleViewer, Scope: fleet.Scope(say("prod-*"))}},
+			Grants:    []fleet.Grant{{Scope: fleet.Scope(say("prod-*")), Role: fleet.RoleOperator, Also: fleet.Grantable(), From: fleet.PersonOIDC}}, Groups: []string{say("sre")},
 		}),
 		"page-nofactor": Account(AccountPage{Layout: l, Factor: fleet.FactorState{Local: true, Available: true}}),
 		"page-factor":   Account(AccountPage{Layout: l, Factor: fleet.FactorState{Local: true, Available: true, Since: noon, Recovery: 9}}),
-		"page-users":    Users(UsersPage{Layout: l, Errors: errs, Invitation: &Invitation{Name: say("eve"), Link: say("https://x/invite#y"), ExpiresAt: noon}, Users: []fleet.User{{Name: say("ada"), Role: fleet.RoleAdmin, CreatedAt: noon, SecondFactor: noon}, {Name: say("eve"), Kind: fleet.PersonOIDC, Role: fleet.RoleViewer}, {Name: say("ivo"), Role: fleet.RoleViewer, InvitedUntil: noon}, {Name: say("bob"), Role: fleet.RoleViewer, Disabled: true}}}),
+		"page-users":    Users(UsersPage{Layout: l, Errors: errs, Invitation: &Invitation{Name: say("eve"), Link: say("https://x/invite#y"), ExpiresAt: noon}, Users: []fleet.User{{Name: say("ada"), Role: fleet.RoleAdmin, CreatedAt: noon, SecondFactor: noon}, {Name: say("eve"), Kind: fleet.PersonOIDC, Role: fleet.RoleViewer, Grants: []fleet.Grant{{Scope: fleet.Scope(say("edge")), Role: fleet.RoleViewer, From: fleet.PersonOIDC}}}, {Name: say("kim"), Kind: fleet.PersonOIDC, Issuer: fleet.HeaderIssuer, Role: fleet.RoleNone, Grants: []fleet.Grant{{Scope: fleet.Scope(say("prod-*")), Role: fleet.RoleOperator, Also: fleet.Grantable()}}}, {Name: say("ivo"), Role: fleet.RoleViewer, InvitedUntil: noon}, {Name: say("bob"), Role: fleet.RoleViewer, Disabled: true}}}),
 		"page-audit": Audit(AuditPage{
-			Layout: l, Older: 3, Filter: fleet.AuditFilter{User: say("ada"), Action: say("cordon"), Cluster: say("c"), Node: say("n"), Since: noon},
+			Layout: l, Older: 3, Newer: 5, Filter: fleet.AuditFilter{
+				User: say("ada"), Action: say("cordon"), Cluster: say("c"), Node: say("n"), Outcome: "succeeded", Batch: say("01JB"), Session: say("5e55"), Since: noon,
+			},
 			Entries: []fleet.Entry{{
 				Seq: 4, At: noon, Actor: say("ada"), Via: say("session"), Addr: say("10.0.0.1"), Action: say("cordon"), Phase: say("result"), Cluster: say("prod-eu"),
 				Node: say("n-1"), Batch: say("01JB"), Outcome: say("succeeded"), Reason: say("disk"), Detail: say("false to true"), Hash: say("abc"),
+				ClusterUID: say("c-uid"), As: say("ada@idp"), Session: say("5e55"), NodeUID: say("n-uid"),
 			}},
 		}),
 		"page-error": Error(problem),

@@ -27,6 +27,7 @@ func run(args, environ []string, std app.Stdio) int {
 	// The first signal asks, a second one kills: from then on it has its usual effect.
 	defer context.AfterFunc(ctx, stop)()
 
+	std = std.Inert() // what is wrong is told in words of others too
 	cfg, err := config.Parse(args, environ, std.Out)
 	if errors.Is(err, config.ErrHelp) {
 		return 0

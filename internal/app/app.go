@@ -27,7 +27,6 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
-	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 	"github.com/kube-node-manager/kube-node-manager/internal/nodeops"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 	"github.com/kube-node-manager/kube-node-manager/internal/templates"
@@ -35,13 +34,9 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/views"
 )
 
-// Limits of connections. A whole request has a deadline of its own, set by handlers; a stream has none.
 const (
-	readHeaderTimeout = 5 * time.Second
-	idleTimeout       = 90 * time.Second
-	maxHeader         = 64 << 10
-	batchGrace        = 8 * time.Second // part of config.ShutdownTimeout
-	inCluster         = "in-cluster"    // name of the cluster this process runs in
+	batchGrace = 8 * time.Second // part of config.ShutdownTimeout
+	inCluster  = "in-cluster"    // name of the cluster this process runs in
 )
 
 // Options are what New takes beside the configuration.
@@ -74,7 +69,9 @@ type App struct {
 	metrics *http.Server
 	http    net.Listener
 	prom    net.Listener // nil without a metrics listener
-	closing atomic.Bool  // not ready any more: the end has begun
+
+	certificates *certFiles  // nil without any
+	closing      atomic.Bool // not ready any more: the end has begun
 }
 
 // New opens the store and the listeners and wires everything. It starts nothing. When it fails, what it had opened is
@@ -92,6 +89,12 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 
 	if a.store, err = store.Open(ctx, store.Config{
 		Dir: cfg.Dir, URL: cfg.URL.Reveal(), Exclusive: true, Logger: a.component("store"), Committed: committed(registry),
+		ClusterUID: func(cluster string) string {
+			if a.manager == nil { // nobody is watched yet
+				return ""
+			}
+			return a.manager.ClusterUID(cluster)
+		},
 	}); err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
@@ -111,7 +114,14 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 			a.component("audit").LogAttrs(ctx, slog.LevelInfo, "head of the record", slog.Any("head", h))
 		},
 	})
+	keys, err := a.sealKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
 	authCfg := auth.Config{Store: a.store, Audit: record, Logger: a.logger}
+	if keys != nil { // a nil pointer in an interface is no nil
+		authCfg.Sealer = keys
+	}
 	if err := a.signInWays(&authCfg); err != nil {
 		return nil, err
 	}
@@ -124,21 +134,15 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	if err := a.addClusters(); err != nil {
 		return nil, err
 	}
-	keys, err := credentialsKeys(cfg.CredentialsKey)
-	if err != nil {
-		return nil, err
-	}
 	a.web = newWebClusters(a, record, keys)
-	if err := a.web.load(ctx); err != nil {
-		return nil, fmt.Errorf("reading the clusters added through the web: %w", err)
-	}
+	a.web.load(ctx)
 	// The engine tells the streams what changed and the streams read from the engine: the hint goes through a variable
 	// that is set before anything runs.
 	var changed func(id string)
-	shelf := templates.New(templates.Config{Store: a.store, Audit: record, Check: checkMarks})
+	shelf := templates.New(templates.Config{Store: a.store, Audit: record})
 	verbs := nodeops.New(nodeops.Config{
 		Clients: func(cluster string, _ fleet.Caller) (kubernetes.Interface, error) { return a.manager.Client(cluster) },
-		Record:  record, Authority: authority{a.store}, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Remembered: a.manager.Object,
+		Record:  record, Authority: a.auth, Templates: shelf, Batches: a.store, Observe: a.manager.Observe, Remembered: a.manager.Object,
 		Logger:       a.component("nodeops"),
 		Installation: a.store.InstallationID(), LeaseNamespace: cfg.LeaseNamespace,
 		Self: types.NamespacedName{Namespace: cfg.Pod.Namespace, Name: cfg.Pod.Name},
@@ -162,10 +166,14 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		}, e.Reason)
 	})
 
+	header, err := a.trustedHeader()
+	if err != nil {
+		return nil, err
+	}
 	site, err := handlers.New(handlers.Config{
 		Nodes: a.manager, Clusters: steering{a.manager, record}, Managed: a.web, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
-		Version: opts.Version, Manifest: manifests.ServiceAccount,
+		Version: opts.Version, Manifest: manifests.ServiceAccount, Header: header,
 	})
 	if err != nil {
 		return nil, err
@@ -230,23 +238,21 @@ func (a *App) addClusters() error {
 
 // listen opens the listeners, so that a taken port is an error of the start.
 func (a *App) listen(ctx context.Context, site http.Handler, registry *prometheus.Registry) (err error) {
-	secure, err := tlsConfig(a.cfg, a.component("tls"))
+	secure, files, err := tlsConfig(a.cfg, a.component("tls"))
+	if a.certificates = files; err != nil {
+		return err
+	}
+	counts, err := newDoorMetrics(registry)
 	if err != nil {
 		return err
 	}
-	base := context.WithoutCancel(ctx)
-	newServer := func(h http.Handler, name string) *http.Server {
-		return &http.Server{
-			Handler: h, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-			ErrorLog:    slog.NewLogLogger(a.component(name).Handler(), slog.LevelDebug), // what strangers do to a port
-			BaseContext: func(net.Listener) context.Context { return base },
-		}
-	}
-	a.server = newServer(site, "http")
+	a.server = a.newServer(ctx, site, "http")
 	if a.http, err = realtime.ListenConfig().Listen(ctx, "tcp", a.cfg.Listen); err != nil {
 		return fmt.Errorf("listening on %s: %w", a.cfg.Listen, err)
 	}
 	a.ends.push("closing the listener", func(context.Context) error { return ignoreClosed(a.http.Close()) })
+	total, perAddr := a.ceiling(openFiles())
+	a.http = &door{Listener: a.http, total: total, perAddr: perAddr, proxies: a.cfg.Proxies, metrics: counts}
 	if secure != nil {
 		a.server.TLSConfig = secure
 		a.http = tls.NewListener(a.http, secure)
@@ -254,11 +260,12 @@ func (a *App) listen(ctx context.Context, site http.Handler, registry *prometheu
 	if a.cfg.MetricsListen == "" {
 		return nil
 	}
-	a.metrics = newServer(metricsHandler(registry), "metrics")
+	a.metrics = a.newServer(ctx, metricsHandler(registry), "metrics")
 	a.metrics.ReadTimeout, a.metrics.WriteTimeout = 10*time.Second, 30*time.Second
 	if a.prom, err = new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.MetricsListen); err != nil {
 		return fmt.Errorf("listening on %s for metrics: %w", a.cfg.MetricsListen, err)
 	}
+	a.prom = &door{Listener: a.prom, total: metricsConnections}
 	a.ends.push("closing the metrics listener", func(context.Context) error { return ignoreClosed(a.prom.Close()) })
 	return nil
 }
@@ -403,32 +410,6 @@ func (a *App) welcome(ctx context.Context) error {
 	return nil
 }
 
-// authority answers what a person may do now, for each node of a batch anew.
-type authority struct {
-	people interface {
-		User(ctx context.Context, id string) (fleet.User, error)
-	}
-}
-
-// Caller implements nodeops.Authority.
-func (x authority) Caller(ctx context.Context, userID string) (fleet.Caller, error) {
-	u, err := x.people.User(ctx, userID)
-	if err != nil {
-		return fleet.Caller{}, fmt.Errorf("reading the role of the batch's person: %w", err)
-	}
-	if u.Disabled {
-		return fleet.Caller{}, fmt.Errorf("%s is disabled: %w", u.Name, fleet.ErrForbidden)
-	}
-	return fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "batch"}, nil
-}
-
-// checkMarks is the grammar that the lines of templates have.
-func checkMarks(labels, taints []string) error {
-	_, labelErr := marks.ParseLabels("labels", labels)
-	_, taintErr := marks.ParseTaints("taints", taints)
-	return errors.Join(labelErr, taintErr)
-}
-
 // steering puts on record what people do to the connections of clusters.
 type steering struct {
 	manager *realtime.Manager
@@ -449,6 +430,7 @@ func (x steering) Retry(ctx context.Context, by fleet.Caller, cluster string) er
 func (x steering) Accept(ctx context.Context, by fleet.Caller, cluster, uid string) error {
 	e := audit.By(by)
 	e.Action, e.Phase, e.Cluster, e.Outcome, e.Detail = "cluster.accept", "event", cluster, "succeeded", "uid "+uid
+	e.ClusterUID = uid
 	return x.manager.Accept(ctx, cluster, uid, e)
 }
 
@@ -478,7 +460,10 @@ var (
 	_ handlers.Templates = (*templates.Book)(nil)
 	_ templates.Store    = (*store.Store)(nil)
 
-	_ handlers.Auth   = (*auth.Service)(nil)
+	_ handlers.Auth = (*auth.Service)(nil)
+
+	_ nodeops.Authority = (*auth.Service)(nil)
+
 	_ handlers.People = (*auth.Service)(nil)
 	_ handlers.Audit  = (*audit.Log)(nil)
 )

@@ -74,6 +74,12 @@ func serveConfig(t *testing.T) config.Serve {
 
 func start(t *testing.T, cfg config.Serve, clusters ...kube.Cluster) *running {
 	t.Helper()
+	return startWith(t, cfg, func(*App) {}, clusters...)
+}
+
+// startWith lets change see the app before it runs.
+func startWith(t *testing.T, cfg config.Serve, change func(*App), clusters ...kube.Cluster) *running {
+	t.Helper()
 	r := &running{t: t, notice: &lockedBuffer{}, logs: &lockedBuffer{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	app, err := New(ctx, cfg, Options{
@@ -84,6 +90,7 @@ func start(t *testing.T, cfg config.Serve, clusters ...kube.Cluster) *running {
 		cancel()
 		t.Fatal(err)
 	}
+	change(app)
 	r.App = app
 	done := make(chan error, 1)
 	go func() { done <- app.Run(ctx) }()

@@ -21,8 +21,9 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
 	"github.com/kube-node-manager/kube-node-manager/internal/auth"
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
-	"github.com/kube-node-manager/kube-node-manager/internal/credentials"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/inert"
+	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
@@ -32,8 +33,15 @@ type Stdio struct {
 	Out, Err io.Writer
 }
 
+// Inert is the same terminal for text that others may have written: what it is told to obey, it shows. Log records and
+// JSON mean what they meant.
+func (s Stdio) Inert() Stdio {
+	return Stdio{In: s.In, Out: inert.Writer(s.Out), Err: inert.Writer(s.Err)}
+}
+
 // Execute does what the command line asks for. ctx ends with a signal.
 func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) error {
+	std = std.Inert()
 	switch cfg.Command {
 	case config.CommandServe:
 		logger := cfg.Serve.Logger(std.Err)
@@ -53,11 +61,11 @@ func Execute(ctx context.Context, cfg config.Config, version string, std Stdio) 
 	case config.CommandVersion:
 		_, err := fmt.Fprintln(std.Out, version)
 		return err
-	case config.CommandNewKey:
-		_, err := fmt.Fprintln(std.Out, credentials.NewKey().Reveal())
+	case config.CommandKeyNew:
+		_, err := fmt.Fprintln(std.Out, seal.NewKey().Reveal())
 		return err
-	case config.CommandRotateCredentials:
-		return rotate(ctx, cfg.Credentials, std)
+	case config.CommandKeyRotate:
+		return rotate(ctx, cfg.Rotate, std)
 	case config.CommandAuditVerify:
 		return beside(ctx, cfg.Audit.Database, std, func(_ *auth.Service, log *audit.Log) error {
 			n, err := log.Verify(ctx)
@@ -98,14 +106,14 @@ func heads(ctx context.Context, cfg config.Audit, log *audit.Log, std Stdio) (er
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(std.Out, "%d signed heads fit, %d are of entries that retention has removed; the key is %s\n", good, older, all[len(all)-1].Key)
+	_, err = fmt.Fprintf(std.Out, "%d signed heads fit, %d are of entries that retention has removed; the key is %s\n", good, older, inert.Text(all[len(all)-1].Key))
 	return err
 }
 
-// rotate wraps every stored credential with the first of the keys, beside a running server or without one. What it did
+// rotate wraps every secret in the database with the first of the keys, beside a running server or without one. What it did
 // stays done if it is stopped, and running it again goes on from there.
-func rotate(ctx context.Context, cfg config.Credentials, std Stdio) (err error) {
-	keys, err := credentialsKeys(cfg.Key)
+func rotate(ctx context.Context, cfg config.Rotate, std Stdio) (err error) {
+	keys, err := readKeys(cfg.Key)
 	if err != nil {
 		return err
 	}
@@ -117,14 +125,17 @@ func rotate(ctx context.Context, cfg config.Credentials, std Stdio) (err error) 
 	defer func() { err = errors.Join(err, s.Close()) }()
 	log := audit.New(s, logger)
 	e := audit.By(onHost())
-	e.Action, e.Phase, e.Detail = "credentials.rotate", "intent", "to key "+keys.Current()
+	e.Action, e.Phase, e.Detail = "key.rotate", "intent", "to key "+keys.Current()
 	if _, err := log.Append(ctx, e); err != nil {
 		return err
 	}
-	done, err := credentials.Rotate(ctx, s, keys)
+	done, err := seal.Rotate(ctx, s, keys)
 	if err == nil && len(done.Unreadable) > 0 {
-		err = fmt.Errorf("the credentials of %s do not open under the keys that were given: %w",
-			strings.Join(done.Unreadable, ", "), credentials.ErrUnreadable)
+		names := make([]string, len(done.Unreadable))
+		for i, r := range done.Unreadable {
+			names[i] = r.String() + " (key " + r.Key + ")"
+		}
+		err = fmt.Errorf("these do not open under the keys that were given: %s: %w", strings.Join(names, ", "), seal.ErrUnreadable)
 	}
 	e.Phase, e.Outcome, e.Detail = "result", "succeeded", fmt.Sprintf("to key %s: %d", keys.Current(), done.Rewrapped)
 	if err != nil {
@@ -136,7 +147,7 @@ func rotate(ctx context.Context, cfg config.Credentials, std Stdio) (err error) 
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(std.Out, "%d credentials rewrapped, all are under key %s now: older keys are not needed any more\n", done.Rewrapped, keys.Current())
+	_, err = fmt.Fprintf(std.Out, "%d secrets rewrapped, all are under key %s now: older keys are not needed any more\n", done.Rewrapped, keys.Current())
 	return err
 }
 
@@ -211,6 +222,20 @@ func user(ctx context.Context, cmd config.Command, cfg config.User, people *auth
 			return err
 		}
 		return said(std.Out, false, "", "enabled %s", cfg.Name)
+	case config.CommandUserGrant:
+		g := fleet.Grant{Scope: fleet.Scope(cfg.Scope), Role: fleet.Role(cfg.Role)}
+		for _, p := range cfg.Also {
+			g.Also = append(g.Also, fleet.Permission(p))
+		}
+		if err := people.AddGrant(ctx, by, cfg.Name, g); err != nil {
+			return err
+		}
+		return said(std.Out, false, "", "granted %s %s; their sessions have ended", cfg.Name, g)
+	case config.CommandUserRevoke:
+		if err := people.DropGrant(ctx, by, cfg.Name, fleet.Scope(cfg.Scope)); err != nil {
+			return err
+		}
+		return said(std.Out, false, "", "took from %s what they might do in %s; their sessions have ended", cfg.Name, cfg.Scope)
 	case config.CommandResetTOTP:
 		if err := people.ResetFactor(ctx, by, cfg.Name); err != nil {
 			return err
@@ -253,7 +278,7 @@ func listUsers(ctx context.Context, people *auth.Service, out io.Writer) error {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tROLE\tSTATE\tCREATED\tLAST SIGN-IN")
+	fmt.Fprintln(w, "NAME\tROLE\tSTATE\tCREATED\tLAST SIGN-IN\tGRANTS")
 	for _, u := range users {
 		state, last := "enabled", "never"
 		if u.Disabled {
@@ -262,7 +287,11 @@ func listUsers(ctx context.Context, people *auth.Service, out io.Writer) error {
 		if !u.LastSignIn.IsZero() {
 			last = u.LastSignIn.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", u.Name, u.Role, state, u.CreatedAt.UTC().Format(time.RFC3339), last)
+		grants := make([]string, len(u.Grants))
+		for i, g := range u.Grants {
+			grants[i] = inert.Text(g.String())
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", inert.Text(u.Name), inert.Text(string(u.Role)), state, u.CreatedAt.UTC().Format(time.RFC3339), last, strings.Join(grants, "; "))
 	}
 	return w.Flush()
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -21,26 +20,27 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 )
 
-// tlsConfig is nil when the listener speaks plain HTTP.
-func tlsConfig(cfg config.Serve, logger *slog.Logger) (*tls.Config, error) {
+// tlsConfig is nil when the listener speaks plain HTTP. The files are those that a certificate is read from, if it is.
+func tlsConfig(cfg config.Serve, logger *slog.Logger) (*tls.Config, *certFiles, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
 	switch {
 	case cfg.TLSSelfSigned:
 		cert, err := selfSigned(cfg, time.Now())
 		if err != nil {
-			return nil, fmt.Errorf("making a certificate: %w", err)
+			return nil, nil, fmt.Errorf("making a certificate: %w", err)
 		}
 		c.Certificates = []tls.Certificate{cert}
 	case cfg.TLSCert != "":
-		files := &certFiles{cert: cfg.TLSCert, key: cfg.TLSKey, logger: logger}
+		files := &certFiles{cert: cfg.TLSCert, key: cfg.TLSKey, logger: logger, every: certEvery}
 		if err := files.load(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		c.GetCertificate = files.get
+		return c, files, nil
 	default:
-		return nil, nil //nolint:nilnil // no TLS is not a fault
+		return nil, nil, nil
 	}
-	return c, nil
+	return c, nil, nil
 }
 
 // certFiles serves a certificate from files and reads them again after they have changed, so that a renewal needs no
@@ -48,6 +48,7 @@ func tlsConfig(cfg config.Serve, logger *slog.Logger) (*tls.Config, error) {
 type certFiles struct {
 	cert, key string
 	logger    *slog.Logger
+	every     time.Duration // between two looks at the files
 
 	mu      sync.Mutex // guards what follows
 	current *tls.Certificate
@@ -60,7 +61,7 @@ const certEvery = 10 * time.Second
 
 func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
-	cert, due := f.current, time.Since(f.checked) >= certEvery
+	cert, due := f.current, time.Since(f.checked) >= f.every
 	if due {
 		f.checked = time.Now() // the others do not wait for this one's reading
 	}
@@ -142,6 +143,3 @@ func selfSigned(cfg config.Serve, now time.Time) (tls.Certificate, error) {
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
-
-// closedByUs tells the end of a listener that was closed on purpose from a failure.
-func closedByUs(err error) bool { return errors.Is(err, net.ErrClosed) }

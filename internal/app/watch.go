@@ -14,6 +14,7 @@ import (
 	"github.com/r3labs/sse/v2"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
+	"github.com/kube-node-manager/kube-node-manager/internal/inert"
 )
 
 // Bounds of following a server.
@@ -39,7 +40,7 @@ func Watch(ctx context.Context, cfg config.Watch, out io.Writer) error {
 	err := f.follow(ctx, func(e *sse.Event) error {
 		switch string(e.Event) {
 		case "node_add", "node_update", "node_delete", "synced":
-			_, err := fmt.Fprintf(out, "%s\n", e.Data)
+			_, err := fmt.Fprintln(out, inert.Text(string(e.Data))) // one line, whatever the server is
 			return err
 		}
 		return nil // heartbeats and words for browsers

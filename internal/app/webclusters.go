@@ -16,10 +16,10 @@ import (
 
 	"github.com/kube-node-manager/kube-node-manager/handlers"
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
-	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/credentials"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
@@ -39,7 +39,7 @@ const (
 // to follow it, by this process for its own changes at once and by every other replica within seconds.
 type webClusters struct {
 	store   webStore
-	keys    *credentials.Keys // nil: none can be added, and what is stored cannot be read
+	keys    *seal.Keys // nil: none can be added, and what is stored cannot be read
 	to      kube.Addresses
 	version string
 	leases  string
@@ -76,10 +76,10 @@ type webStore interface {
 
 type watchedSet interface {
 	clusterSet
-	Clusters() []fleet.Cluster
+	Clusters(sight fleet.Sight) []fleet.Cluster
 }
 
-func newWebClusters(a *App, record *audit.Log, keys *credentials.Keys) *webClusters {
+func newWebClusters(a *App, record *audit.Log, keys *seal.Keys) *webClusters {
 	return &webClusters{
 		store: a.store, keys: keys, to: kube.Addresses{Allow: a.cfg.AddressAllow}, version: a.opts.Version,
 		leases: a.cfg.LeaseNamespace, manager: a.manager, record: record, logger: a.component("clusters"),
@@ -88,42 +88,12 @@ func newWebClusters(a *App, record *audit.Log, keys *credentials.Keys) *webClust
 	}
 }
 
-// credentialsKeys are the keys of the configuration, nil if it has none.
-func credentialsKeys(cfg config.CredentialsKey) (*credentials.Keys, error) {
-	switch {
-	case cfg.File != "":
-		return credentials.ReadKeyFile(cfg.File)
-	case cfg.Text != "":
-		return credentials.ParseKeys(fleet.Secret(cfg.Text.Reveal()))
-	}
-	return nil, nil //nolint:nilnil // nothing configured is no error
-}
-
-// load makes the stored clusters known for the first time. Keys that do not open what is stored are an error of the
-// start: the wrong file was given, and going on would look as if all was well.
-func (w *webClusters) load(ctx context.Context) error {
-	list, _, err := w.store.ManagedClusters(ctx)
-	if err != nil {
-		return err
-	}
-	if w.keys == nil {
-		if len(list) > 0 {
-			w.logger.Warn("clusters were added through the web, and their credentials cannot be read without --credentials-key-file",
-				"clusters", len(list))
-		}
-		list = nil // they are shown, with the reason
-	}
-	for _, c := range list {
-		if !w.keys.Has(c.Key) {
-			return fmt.Errorf("cluster %q: %w: give the file that has it, and keep a key until `credentials rotate` has replaced it",
-				c.Name, &credentials.UnknownKeyError{ID: c.Key})
-		}
-	}
+// load makes the stored clusters known for the first time.
+func (w *webClusters) load(ctx context.Context) {
 	if err := w.follow(ctx); err != nil {
 		// One name that a kubeconfig has taken meanwhile keeps nobody else from starting.
 		w.logger.Error("a cluster added through the web is not watched", "err", err)
 	}
-	return nil
 }
 
 // run follows the database until ctx ends.
@@ -264,10 +234,10 @@ func trouble(err error) string {
 	switch {
 	case errors.Is(err, fleet.ErrConflict):
 		return fleet.FaultName
-	case errors.Is(err, credentials.ErrUnreadable):
+	case errors.Is(err, credentials.ErrUnreadable), errors.Is(err, seal.ErrUnreadable):
 		return fleet.FaultUnreadable
 	}
-	if _, ok := errors.AsType[*credentials.UnknownKeyError](err); ok {
+	if _, ok := errors.AsType[*seal.UnknownKeyError](err); ok {
 		return fleet.FaultKey
 	}
 	return fleet.FaultOther
@@ -276,9 +246,9 @@ func trouble(err error) string {
 // open decrypts what is stored.
 func (w *webClusters) open(c fleet.StoredCluster) (credentials.Access, error) {
 	if w.keys == nil {
-		return credentials.Access{}, &credentials.UnknownKeyError{ID: c.Key}
+		return credentials.Access{}, &seal.UnknownKeyError{ID: c.Key}
 	}
-	text, err := w.keys.Open(credentials.ClusterPlace(c), c.SealedCredential)
+	text, err := w.keys.Open(c.Place(), c.Sealed)
 	if err != nil {
 		return credentials.Access{}, err
 	}
@@ -368,7 +338,7 @@ func (w *webClusters) change(
 			if err != nil {
 				return fmt.Errorf("encoding the credential: %w", err)
 			}
-			if c.SealedCredential, err = w.keys.Seal(credentials.ClusterPlace(c), text); err != nil {
+			if c.Sealed, err = w.keys.Seal(c.Place(), text); err != nil {
 				return fmt.Errorf("sealing the credential: %w", err)
 			}
 		}
@@ -397,7 +367,7 @@ func describe(f fleet.CredentialFacts) string {
 
 // taken tells whether a name is in use, by a kubeconfig of the host too.
 func (w *webClusters) taken(name string) bool {
-	return slices.ContainsFunc(w.manager.Clusters(), func(c fleet.Cluster) bool { return c.Name == name })
+	return slices.ContainsFunc(w.manager.Clusters(fleet.SeesAll()), func(c fleet.Cluster) bool { return c.Name == name })
 }
 
 // check decides what can be decided of a spec without touching anything.

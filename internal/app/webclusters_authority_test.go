@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
-	"github.com/kube-node-manager/kube-node-manager/internal/credentials"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
+	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
@@ -46,7 +46,7 @@ func (u untouched) ManagedClusters(context.Context) ([]fleet.StoredCluster, int6
 // nobodyElse is a manager that watches nothing.
 type nobodyElse struct{ watchedSet }
 
-func (nobodyElse) Clusters() []fleet.Cluster { return nil }
+func (nobodyElse) Clusters(fleet.Sight) []fleet.Cluster { return nil }
 
 // fullRecord is a record in which nothing can be written.
 type fullRecord struct{ *store.Store }
@@ -59,7 +59,7 @@ func (fullRecord) AppendEntry(context.Context, fleet.Entry) (fleet.Entry, error)
 
 func deaf(t *testing.T) *webClusters {
 	t.Helper()
-	keys, err := credentials.ParseKeys(credentials.NewKey())
+	keys, err := seal.Parse(seal.NewKey())
 	if err != nil {
 		t.Fatal(err)
 	}

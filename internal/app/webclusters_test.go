@@ -15,8 +15,8 @@ import (
 	"testing"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
-	"github.com/kube-node-manager/kube-node-manager/internal/credentials"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
@@ -33,7 +33,7 @@ func webServer(t *testing.T) (kubeconfig string) {
 func webConfig(t *testing.T) config.Serve {
 	t.Helper()
 	cfg := serveConfig(t)
-	cfg.CredentialsKey.Text = config.Secret(credentials.NewKey().Reveal())
+	cfg.Key = config.Key{Text: config.Secret(seal.NewKey().Reveal())}
 	cfg.AddressAllow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	return cfg
 }
@@ -139,14 +139,14 @@ func TestWebClusters_Unreadable(t *testing.T) {
 
 	// Without a key it starts and shows them; with another key it does not start.
 	other := cfg
-	other.CredentialsKey.Text = config.Secret(credentials.NewKey().Reveal())
+	other.Key.Text = config.Secret(seal.NewKey().Reveal())
 	if _, err := New(t.Context(), other, Options{Version: "test", Notice: first.notice, Logger: first.logger}); err == nil {
 		t.Error("started with another key")
-	} else if e, ok := errors.AsType[*credentials.UnknownKeyError](err); !ok || !strings.Contains(err.Error(), e.ID) {
+	} else if e, ok := errors.AsType[*seal.UnknownKeyError](err); !ok || !strings.Contains(err.Error(), e.ID) {
 		t.Errorf("another key: %v", err)
 	}
 	without := cfg
-	without.CredentialsKey = config.CredentialsKey{}
+	without.Key = config.Key{}
 	third := start(t, without)
 	p = third.person(nil)
 	waitFor(t, func() bool { s, _ := p.do("GET", "/readyz", nil); return s == http.StatusOK })

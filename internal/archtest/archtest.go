@@ -32,6 +32,7 @@ const (
 var rules = map[string]rule{
 	"cmd/kube-node-manager": {ours: []string{"internal/app", "internal/config"}},
 	"internal/fleet":        {never: []string{k8s, chi, tpl, sql, "net/http"}},
+	"internal/inert":        {never: []string{k8s, chi, tpl, sql, "net/http"}},
 	"internal/config":       {outside: []string{"github.com/alecthomas/kong"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/audit":        {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl}},
 	"internal/auth": {
@@ -46,7 +47,7 @@ var rules = map[string]rule{
 		ours: []string{"internal/fleet"}, outside: []string{"github.com/go-ldap/ldap/v3"}, never: []string{k8s, chi, tpl, sql},
 	},
 	"internal/auth/totp":   {outside: []string{"github.com/boombuler/barcode/qr"}, never: []string{k8s, chi, tpl, sql, "net/http"}},
-	"internal/auth/atrest": {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl, sql, "net/http"}},
+	"internal/seal":        {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl, sql, "net/http"}},
 	"internal/credentials": {ours: []string{"internal/fleet"}, outside: []string{"go.yaml.in/yaml/v3"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/kube":        {ours: []string{"internal/fleet"}, outside: []string{k8s}, never: []string{chi, tpl, sql}},
 	"internal/marks": {
@@ -69,7 +70,7 @@ var rules = map[string]rule{
 		never:   []string{k8s, chi, tpl},
 	},
 	"internal/templates": {
-		ours: []string{"internal/fleet"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{k8s, chi, tpl, sql},
+		ours: []string{"internal/fleet", "internal/marks"}, outside: []string{"golang.org/x/text/unicode/norm"}, never: []string{chi, tpl, sql},
 	},
 	"realtime": {
 		ours:    []string{"internal/fleet", "internal/kube"},
@@ -86,7 +87,7 @@ var rules = map[string]rule{
 	},
 	"handlers": {
 		// Of realtime only types and the parser of queries. What it brings along is not for use here.
-		ours:    []string{"internal/fleet", "realtime", "static", "views"},
+		ours:    []string{"internal/fleet", "internal/inert", "realtime", "static", "views"},
 		outside: []string{chi, tpl, prom, "github.com/klauspost/compress/gzhttp", "golang.org/x/text/language"},
 		never:   []string{sql},
 	},
@@ -103,6 +104,7 @@ var rules = map[string]rule{
 	"internal/depspin":         {support: true, outside: []string{"*"}},
 	"internal/e2e":             {support: true, ours: []string{"*"}, outside: []string{"*"}},
 	"internal/faultproxy":      {support: true, outside: []string{k8s}},
+	"internal/ldaptest":        {support: true, outside: []string{"github.com/go-ldap/ldap/v3"}},
 	"internal/sbom":            {support: true},
 	"internal/kubetest":        {support: true, ours: []string{"internal/fleet", "internal/kube"}, outside: []string{"*"}},
 	"internal/store/storetest": {support: true, ours: []string{"internal/fleet", "internal/store"}, outside: []string{"github.com/google/go-cmp/"}},

@@ -59,6 +59,37 @@ func (l *Log) Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, 
 	return l.store.Entries(ctx, f)
 }
 
+// Export hands the entries that a filter leaves to each, oldest first, in pages that bound what is in memory. That it is
+// done goes on record first, with what as the words for the filter, and is not among what is handed out; without the
+// record there is no export. What is recorded while it goes on is left out too.
+func (l *Log) Export(ctx context.Context, by fleet.Caller, what string, f fleet.AuditFilter, each func([]fleet.Entry) error) error {
+	e := By(by)
+	e.Action, e.Phase, e.Outcome, e.Detail = "audit.export", "event", "succeeded", what
+	e, err := l.Append(ctx, e)
+	if err != nil {
+		return err
+	}
+	f.Oldest, f.Limit = true, pageSize
+	if f.BeforeSeq == 0 || f.BeforeSeq > e.Seq {
+		f.BeforeSeq = e.Seq
+	}
+	for {
+		page, err := l.store.Entries(ctx, f)
+		if err != nil {
+			return err
+		}
+		if len(page) > 0 {
+			if err := each(page); err != nil {
+				return err
+			}
+			f.AfterSeq = page[len(page)-1].Seq
+		}
+		if len(page) < pageSize {
+			return nil
+		}
+	}
+}
+
 // Denied records that somebody was refused. The refusal stands whether or not it can be recorded, and it is recorded
 // even if the one who was refused has hung up.
 func (l *Log) Denied(ctx context.Context, by fleet.Caller, action, detail string) {

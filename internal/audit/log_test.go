@@ -170,7 +170,7 @@ func TestVerify_NamesTheFirstBadNumber(t *testing.T) {
 	if good, err := untouched.Verify(t.Context()); err != nil || good != n {
 		t.Fatalf("before: %d, %v", good, err)
 	}
-	columns := `at, actor, via, session, addr, action, phase, cluster, node, node_uid, batch, outcome, reason, detail, prev, hash`
+	columns := `at, actor, via, session, addr, action, phase, cluster, node, node_uid, batch, outcome, reason, detail, prev, hash, cluster_uid, as_identity`
 	for _, tt := range []struct {
 		name  string
 		at    []int64

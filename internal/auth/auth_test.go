@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,8 +16,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/audit"
-	"github.com/kube-node-manager/kube-node-manager/internal/auth/atrest"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
@@ -76,17 +78,26 @@ func enter(t *testing.T, dir string, wrap func(*store.Store) Store) *house {
 	if wrap != nil {
 		seen = wrap(s)
 	}
-	key, err := atrest.Ensure(filepath.Join(dir, "totp.key"))
+	file := filepath.Join(dir, "seal.key")
+	if err := seal.Create(file); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	key, err := seal.Read(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Service = New(Config{Store: seen, Audit: h.log, Logger: logger, Hash: &cheap, Sealer: key})
+	h.Service = New(Config{Store: seen, Audit: h.log, Logger: logger, Hash: &cheap, Sealer: key, Labels: envOf})
 	h.OnEnd(func(e End) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.ends = append(h.ends, e)
 	})
 	return h
+}
+
+// envOf are the labels of the clusters of these tests: prod-1 is of the environment prod.
+func envOf(cluster string) map[string]string {
+	return map[string]string{"env": strings.TrimSuffix(cluster, "-1")}
 }
 
 func (h *house) close(t *testing.T) {

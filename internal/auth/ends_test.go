@@ -108,7 +108,7 @@ func TestRun_AbsoluteEndOfASessionAndOfAToken(t *testing.T) {
 		h.sessions.Lifetime = time.Hour
 		h.add(t, "ada", fleet.RoleAdmin)
 		session, c := h.in(t, "ada")
-		bearer, tok, err := h.AddToken(t.Context(), c, "ci", after(2*time.Hour))
+		bearer, tok, err := h.AddToken(t.Context(), c, fleet.Token{Name: "ci", ExpiresAt: after(2 * time.Hour)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -213,7 +213,7 @@ func TestRun_ARoleChangeEndsTheStreamsOfATokenOnce(t *testing.T) {
 		defer cli.close(t)
 		h.add(t, "vic", fleet.RoleOperator)
 		session, c := h.in(t, "vic")
-		bearer, _, err := h.AddToken(t.Context(), c, "ci", after(24*time.Hour))
+		bearer, _, err := h.AddToken(t.Context(), c, fleet.Token{Name: "ci", ExpiresAt: after(24 * time.Hour)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,25 +21,22 @@ const (
 	issuerName    = "kube-node-manager"
 )
 
-// Sealer keeps a secret encrypted at rest. About says whose and what it is, and only the same words open it again.
+// Sealer keeps a secret encrypted at rest. What was sealed for one place opens nowhere else.
 type Sealer interface {
-	Seal(secret []byte, about string) string
-	Open(sealed, about string) ([]byte, error)
+	Seal(at fleet.Place, secret []byte) (fleet.Sealed, error)
+	Open(at fleet.Place, sealed fleet.Sealed) ([]byte, error)
 }
 
 // factorStore is the part of the store that second factors need.
 type factorStore interface {
-	SetFactor(ctx context.Context, userID, secret string) error
+	SetFactor(ctx context.Context, userID string, secret fleet.Sealed) error
 	Factor(ctx context.Context, userID string) (fleet.Factor, error)
 	RecoveryCodes(ctx context.Context, userID string) (int, error)
-	ConfirmFactor(ctx context.Context, userID, secret string, step int64, codes []string, keep string, at time.Time, rec fleet.Entry) (ended []string, err error)
+	ConfirmFactor(ctx context.Context, userID string, secret fleet.Sealed, step int64, codes []string, keep string, at time.Time, rec fleet.Entry) (ended []string, err error)
 	AddHalf(ctx context.Context, h fleet.HalfSignIn, keys []fleet.AttemptKey, before, after fleet.Attempts) error
 	Half(ctx context.Context, hash string, now time.Time) (fleet.HalfSignIn, fleet.Account, error)
 	TakeBack(ctx context.Context, keys []fleet.AttemptKey) error
 }
-
-// about is what the secret of a person is sealed for.
-func about(userID string) string { return "second_factors/" + userID + "/secret" }
 
 // half answers the right password of a person with a second factor: a token that is no session and that nothing but
 // SecondStep takes.
@@ -132,7 +129,7 @@ func (s *Service) proof(ctx context.Context, userID, code string) (fleet.Proof, 
 	if err != nil {
 		return fleet.Proof{}, err
 	}
-	secret, err := s.sealer.Open(f.Secret, about(userID))
+	secret, err := s.sealer.Open(fleet.FactorPlace(userID), f.Secret)
 	if err != nil {
 		return fleet.Proof{}, err
 	}
@@ -181,7 +178,7 @@ func (s *Service) BeginFactor(ctx context.Context, by fleet.Caller, password str
 		return fleet.Enrolment{}, err
 	}
 	if s.sealer == nil {
-		return fleet.Enrolment{}, problem("", "error.factor_key", "", "there is no key to keep second factors with: see --totp-key-file")
+		return fleet.Enrolment{}, problem("", "error.factor_key", "", "there is no key to seal second factors with: see --key-file")
 	}
 	if !acct.SecondFactor.IsZero() {
 		return fleet.Enrolment{}, fmt.Errorf("beginning a second factor: %w", fleet.ErrConflict)
@@ -194,7 +191,11 @@ func (s *Service) BeginFactor(ctx context.Context, by fleet.Caller, password str
 	if e.Picture, e.Size, err = totp.Picture(e.URI); err != nil {
 		return fleet.Enrolment{}, err
 	}
-	return e, s.store.SetFactor(ctx, acct.ID, s.sealer.Seal(secret, about(acct.ID)))
+	sealed, err := s.sealer.Seal(fleet.FactorPlace(acct.ID), secret)
+	if err != nil {
+		return fleet.Enrolment{}, fmt.Errorf("sealing a second factor: %w", err)
+	}
+	return e, s.store.SetFactor(ctx, acct.ID, sealed)
 }
 
 // confirmPassword checks the password of somebody who is signed in, counted as a sign-in is.
@@ -237,7 +238,7 @@ func (s *Service) ConfirmFactor(ctx context.Context, by fleet.Caller, code strin
 		return nil, err
 	}
 	if s.sealer == nil {
-		return nil, problem("", "error.factor_key", "", "there is no key to keep second factors with: see --totp-key-file")
+		return nil, problem("", "error.factor_key", "", "there is no key to seal second factors with: see --key-file")
 	}
 	f, err := s.store.Factor(ctx, acct.ID)
 	if errors.Is(err, fleet.ErrNotFound) {
@@ -246,7 +247,7 @@ func (s *Service) ConfirmFactor(ctx context.Context, by fleet.Caller, code strin
 	if err != nil {
 		return nil, err
 	}
-	secret, err := s.sealer.Open(f.Secret, about(acct.ID))
+	secret, err := s.sealer.Open(fleet.FactorPlace(acct.ID), f.Secret)
 	if err != nil {
 		return nil, err
 	}

@@ -248,7 +248,7 @@ func TestFactor_WhoMay(t *testing.T) {
 	wants(t, "reset of one's own", h.ResetFactor(ctx, ada, "ada"), fleet.ErrForbidden)
 	wants(t, "reset of nobody's", h.ResetFactor(ctx, ada, "eve"), fleet.ErrNotFound)
 	alive(t, h, held, true)
-	made, _, err := h.AddToken(ctx, bob, "ci", after(time.Hour))
+	made, _, err := h.AddToken(ctx, bob, fleet.Token{Name: "ci", ExpiresAt: after(time.Hour)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,7 +119,7 @@ func TestPeople_ChangesEndCredentials(t *testing.T) {
 			one, vic := h.in(t, "vic")
 			two, _ := h.in(t, "vic")
 			bystander, _ := h.in(t, "ada")
-			bearer, _, err := h.AddToken(t.Context(), vic, "ci", after(time.Hour))
+			bearer, _, err := h.AddToken(t.Context(), vic, fleet.Token{Name: "ci", ExpiresAt: after(time.Hour)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -144,7 +144,7 @@ func TestSetPassword_OwnFromASessionOnly(t *testing.T) {
 	h := build(t, nil)
 	h.add(t, "vic", fleet.RoleViewer)
 	token, vic := h.in(t, "vic")
-	bearer, _, err := h.AddToken(t.Context(), vic, "ci", after(time.Hour))
+	bearer, _, err := h.AddToken(t.Context(), vic, fleet.Token{Name: "ci", ExpiresAt: after(time.Hour)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,12 +253,12 @@ func TestToken_Life(t *testing.T) {
 			{"ci", "expires", -time.Hour},
 			{"ci", "expires", tokenLife + time.Second},
 		} {
-			_, _, err := h.AddToken(t.Context(), vic, tt.name, after(tt.in))
+			_, _, err := h.AddToken(t.Context(), vic, fleet.Token{Name: tt.name, ExpiresAt: after(tt.in)})
 			if e, ok := errors.AsType[*fleet.FieldError](err); !ok || e.Field != tt.field {
 				t.Errorf("%+v: %v", tt, err)
 			}
 		}
-		bearer, tok, err := h.AddToken(t.Context(), vic, " ci ", after(tokenLife))
+		bearer, tok, err := h.AddToken(t.Context(), vic, fleet.Token{Name: " ci ", ExpiresAt: after(tokenLife)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -277,12 +277,12 @@ func TestToken_Life(t *testing.T) {
 		_, err = h.BySession(t.Context(), bearer)
 		wants(t, "as a session", err, fleet.ErrUnauthenticated)
 
-		_, _, err = h.AddToken(t.Context(), by, "more", after(time.Hour))
+		_, _, err = h.AddToken(t.Context(), by, fleet.Token{Name: "more", ExpiresAt: after(time.Hour)})
 		wants(t, "a token makes a token", err, fleet.ErrForbidden)
 		if err := h.SignOut(t.Context(), session); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = h.AddToken(t.Context(), vic, "late", after(time.Hour))
+		_, _, err = h.AddToken(t.Context(), vic, fleet.Token{Name: "late", ExpiresAt: after(time.Hour)})
 		wants(t, "a session that was ended makes a token", err, fleet.ErrUnauthenticated)
 
 		tok.UsedAt = tok.CreatedAt // ByToken above was its first use
@@ -318,15 +318,15 @@ func TestToken_EndAndMost(t *testing.T) {
 	_, ada := h.in(t, "ada")
 	var ids, secrets []string
 	for range tokensMost {
-		secret, tok, err := h.AddToken(t.Context(), vic, "ci", after(time.Hour))
+		secret, tok, err := h.AddToken(t.Context(), vic, fleet.Token{Name: "ci", ExpiresAt: after(time.Hour)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ids, secrets = append(ids, tok.ID), append(secrets, secret)
 	}
-	_, _, err := h.AddToken(t.Context(), vic, "one more", after(time.Hour))
+	_, _, err := h.AddToken(t.Context(), vic, fleet.Token{Name: "one more", ExpiresAt: after(time.Hour)})
 	wants(t, "one more", err, fleet.ErrTooMany)
-	adaSecret, adaTok, err := h.AddToken(t.Context(), ada, "hers", after(time.Hour))
+	adaSecret, adaTok, err := h.AddToken(t.Context(), ada, fleet.Token{Name: "hers", ExpiresAt: after(time.Hour)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +378,7 @@ func TestCanary(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bearer, tok, err := h.AddToken(t.Context(), c, "canary-token-name", after(time.Hour))
+	bearer, tok, err := h.AddToken(t.Context(), c, fleet.Token{Name: "canary-token-name", ExpiresAt: after(time.Hour)})
 	if err != nil {
 		t.Fatal(err)
 	}

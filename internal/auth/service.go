@@ -43,12 +43,14 @@ type Config struct {
 	Store     Store
 	Audit     Recorder
 	Logger    *slog.Logger
-	Idle      time.Duration    // a session ends so long after its last recorded activity; 0: 30 minutes
-	Lifetime  time.Duration    // a session ends so long after sign-in; 0: 12 hours
-	Hash      *argon2id.Params // cost of a password; nil: 19 MiB, two passes, one lane
-	Provider  IdentityProvider // vouches for people; nil: none
-	Directory Directory        // checks passwords of people that are not local; nil: none
-	Sealer    Sealer           // keeps the secrets of second factors; nil: nobody can set one up
+	Idle      time.Duration                          // a session ends so long after its last recorded activity; 0: 30 minutes
+	Lifetime  time.Duration                          // a session ends so long after sign-in; 0: 12 hours
+	Hash      *argon2id.Params                       // cost of a password; nil: 19 MiB, two passes, one lane
+	Provider  IdentityProvider                       // vouches for people; nil: none
+	Directory Directory                              // checks passwords of people that are not local; nil: none
+	Sealer    Sealer                                 // keeps the secrets of second factors; nil: nobody can set one up
+	Labels    func(cluster string) map[string]string // of a cluster, for grants by label; nil: none has any
+	Header    *HeaderSignIn                          // how a trusted proxy vouches for people; nil: it does not
 }
 
 // Service signs people in and out and administers them. Make it with New; all methods may be called by many goroutines.
@@ -61,6 +63,8 @@ type Service struct {
 	provider  IdentityProvider // nil: none
 	directory Directory        // nil: none
 	sealer    Sealer           // nil: none
+	labels    func(cluster string) map[string]string
+	header    *HeaderSignIn // nil: none
 	turns     turns
 	settled   atomic.Bool // somebody exists; nobody is ever deleted, so this does not change back
 
@@ -89,7 +93,7 @@ func New(cfg Config) *Service {
 			IdleTimeout: cfg.Idle, Lifetime: cfg.Lifetime, Store: managerStore{cfg.Store}, Codec: codec{}, HashTokenInStore: true,
 		},
 		hasher: newHasher(*cfg.Hash),
-		sealer: cfg.Sealer, provider: cfg.Provider, directory: cfg.Directory,
+		sealer: cfg.Sealer, provider: cfg.Provider, directory: cfg.Directory, labels: cfg.Labels, header: cfg.Header,
 		known: make(map[string]*known),
 	}
 }

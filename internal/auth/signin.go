@@ -213,7 +213,7 @@ func (s *Service) SignOut(ctx context.Context, token string) error {
 	if !c.ok {
 		return nil
 	}
-	c.rec = record(caller(c.found, "session"), "signout", "")
+	c.rec = record(s.caller(c.found, "session"), "signout", "")
 	if err := s.sessions.Destroy(ctx); err != nil {
 		return fmt.Errorf("signing out: %w", err)
 	}
@@ -255,12 +255,7 @@ func (s *Service) bySession(ctx context.Context, token string, active bool) (fle
 			return fleet.Caller{}, fmt.Errorf("reading a session: %w", fleet.ErrUnauthenticated)
 		}
 	}
-	return caller(c.found, "session"), nil
-}
-
-// caller is the person behind a credential. The address is the request's and for handlers to fill in.
-func caller(c fleet.Credential, via string) fleet.Caller {
-	return fleet.Caller{UserID: c.User.ID, Name: c.User.Name, Role: c.User.Role, Session: c.Hash, Via: via}
+	return s.caller(c.found, "session"), nil
 }
 
 // clip shortens s to n bytes and whole characters.

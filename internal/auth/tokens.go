@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,7 +31,7 @@ type tokenStore interface {
 	EndToken(ctx context.Context, id, owner, why string, at time.Time, rec fleet.Entry) (fleet.CredentialKey, error)
 }
 
-// ByToken answers whose token it is. The role is what its person has now.
+// ByToken answers whose token it is. What it may do is what its person may do now, and no more than what it was made for.
 func (s *Service) ByToken(ctx context.Context, bearer string) (fleet.Caller, error) {
 	secret, ok := strings.CutPrefix(bearer, tokenPrefix)
 	if !ok || len(secret) != base64.RawURLEncoding.EncodedLen(tokenBytes) {
@@ -47,22 +48,27 @@ func (s *Service) ByToken(ctx context.Context, bearer string) (fleet.Caller, err
 			s.logger.WarnContext(ctx, "use of a token not recorded", "user", c.User.Name, "err", err)
 		}
 	}
-	return caller(c, "token"), nil
+	return s.caller(c, "token"), nil
 }
 
-// Tokens lists the caller's own tokens.
+// Tokens lists the caller's own tokens; to a limited token, those that may do no more than itself.
 func (s *Service) Tokens(ctx context.Context, by fleet.Caller) ([]fleet.Token, error) {
-	return s.store.Tokens(ctx, by.UserID, time.Now())
+	list, err := s.store.Tokens(ctx, by.UserID, time.Now())
+	return slices.DeleteFunc(list, func(t fleet.Token) bool { return !narrow(t, by.Limit) }), err
 }
 
-// AddToken makes an API token for the caller, who must be signed in: a token makes no tokens. It is good until expires,
-// ninety days at most. The secret is kept nowhere.
-func (s *Service) AddToken(ctx context.Context, by fleet.Caller, name string, expires time.Time) (secret string, t fleet.Token, err error) {
+// AddToken makes an API token for the caller, who must be signed in: a token makes no tokens. It is good until
+// want.ExpiresAt, ninety days at most, for want.Role at most and in want.Scope only; what is empty is no limit. The secret
+// is kept nowhere.
+func (s *Service) AddToken(ctx context.Context, by fleet.Caller, want fleet.Token) (secret string, t fleet.Token, err error) {
 	if by.UserID == "" || by.Via != "session" || !by.May(fleet.PermSelf, "") {
-		return "", fleet.Token{}, s.refuse(ctx, by, "token.add", name)
+		return "", fleet.Token{}, s.refuse(ctx, by, "token.add", want.Name)
 	}
-	now := time.Now()
-	name = strings.TrimSpace(name)
+	now, name, expires := time.Now(), strings.TrimSpace(want.Name), want.ExpiresAt
+	role, scope, err := limit(want.Role, want.Scope)
+	if err != nil {
+		return "", fleet.Token{}, err
+	}
 	switch {
 	case name == "":
 		return "", fleet.Token{}, problem("name", "error.name_empty", "", "must not be empty")
@@ -77,10 +83,17 @@ func (s *Service) AddToken(ctx context.Context, by fleet.Caller, name string, ex
 	_, _ = rand.Read(b[:]) // never fails: the program ends if the system has no randomness
 	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
 	t = fleet.Token{
-		ID: newID(), Name: name, CreatedAt: now.UTC().Truncate(time.Microsecond),
+		ID: newID(), Name: name, Role: role, Scope: scope, CreatedAt: now.UTC().Truncate(time.Microsecond),
 		ExpiresAt: expires.UTC().Truncate(time.Microsecond),
 	}
-	rec := record(by, "token.add", fmt.Sprintf("%s (%s) until %s", t.ID, name, t.ExpiresAt.Format(time.RFC3339)))
+	detail := fmt.Sprintf("%s (%s) until %s", t.ID, name, t.ExpiresAt.Format(time.RFC3339))
+	if role != "" {
+		detail += ", as " + string(role) + " at most"
+	}
+	if scope != "" {
+		detail += ", in " + string(scope)
+	}
+	rec := record(by, "token.add", detail)
 	if err := s.store.AddToken(ctx, digest("token", secret), t, by.UserID, by.Session, tokensMost, rec); err != nil {
 		return "", fleet.Token{}, err
 	}

@@ -1,10 +1,13 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -82,20 +85,62 @@ func (s *Service) FinishOIDC(ctx context.Context, redirect, kept string, answer 
 	return s.admit(ctx, v, from, userAgent, keys)
 }
 
-// admit makes a session for somebody that is vouched for. What they may do follows from what they are now: a person
-// whose groups no longer map to a role loses sessions and tokens.
-func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller, userAgent string, undo []fleet.AttemptKey) (string, time.Time, error) {
-	refuse := func(name, why string) (string, time.Time, error) {
-		err := s.signInFailed(ctx, name, from, string(v.Kind)+": "+why, false)
-		if errors.Is(err, fleet.ErrUnauthenticated) {
-			err = fleet.ErrForbidden // there is no password to be guessed here, and the person has to know whom to ask
+// HeaderSignIn is how a trusted proxy vouches for people.
+type HeaderSignIn struct {
+	Name  string        // of the header with the name, which is part of who they are
+	Roles fleet.RoleMap // what the groups that it names may do
+}
+
+// SignInByHeader signs in somebody whose name and groups came in headers that the handlers have found to be the trusted
+// proxy's. The name is who they are: the proxy says no other thing of them that does not change. Errors are those of
+// FinishOIDC.
+func (s *Service) SignInByHeader(ctx context.Context, name string, groups []string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("signing in by a header: %w", err)
 		}
-		return "", time.Time{}, err
+	}()
+	if s.header == nil {
+		return "", time.Time{}, fleet.ErrNotFound
 	}
+	id := fleet.Identity{Kind: fleet.PersonOIDC, Issuer: fleet.HeaderIssuer + s.header.Name}
+	if id.Subject, err = normalName(name); err != nil {
+		return "", time.Time{}, s.unvouched(ctx, "", id, from, "the name cannot be had here")
+	}
+	return s.admit(ctx, s.header.Roles.Vouch(id, id.Subject, groups), from, userAgent, nil)
+}
+
+// unvouched refuses somebody who is vouched for. There is no password to be guessed here, and the person has to know
+// whom to ask: it is ErrForbidden.
+func (s *Service) unvouched(ctx context.Context, name string, id fleet.Identity, from fleet.Caller, why string) error {
+	err := s.signInFailed(ctx, name, from, means(id)+": "+why, false)
+	if errors.Is(err, fleet.ErrUnauthenticated) {
+		err = fleet.ErrForbidden
+	}
+	return err
+}
+
+// means is who vouches for a person, as the record says it.
+func means(id fleet.Identity) string {
+	if strings.HasPrefix(id.Issuer, fleet.HeaderIssuer) {
+		return "header"
+	}
+	return string(id.Kind)
+}
+
+// admit makes a session for somebody that is vouched for. What they may do follows from what they are now: a person
+// whose groups no longer map to a role anywhere loses sessions and tokens. What was given here stays beside it.
+func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller, userAgent string, undo []fleet.AttemptKey) (string, time.Time, error) {
+	const nothing = "none of the groups maps to a role"
+	refuse := func(name, why string) (string, time.Time, error) {
+		return "", time.Time{}, s.unvouched(ctx, name, v.Identity, from, why)
+	}
+	none := v.Role == "" && len(v.Grants) == 0
+	v.Role, v.Grants, v.Groups = cmp.Or(v.Role, fleet.RoleNone), grantsOf(v.Grants), groupsOf(v.Groups)
 	acct, err := s.store.AccountOf(ctx, v.Identity)
 	if errors.Is(err, fleet.ErrNotFound) {
-		if v.Role == "" {
-			return refuse("", "none of the groups maps to a role")
+		if none {
+			return refuse("", nothing)
 		}
 		acct, err = s.meet(ctx, v, from)
 		if errors.Is(err, fleet.ErrConflict) || errors.Is(err, fleet.ErrInvalid) {
@@ -107,14 +152,18 @@ func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller,
 		return "", time.Time{}, err
 	case acct.Disabled:
 		return refuse(acct.Name, "disabled")
-	case v.Role == "":
-		if err := s.regroup(ctx, acct, fleet.UserChange{Revoke: true}, ReasonRevoked, "none of the groups maps to a role", from); err != nil {
+	case none:
+		if err := s.regroup(ctx, acct, fleet.UserChange{Revoke: true}, from); err != nil {
 			return "", time.Time{}, err
 		}
-		return refuse(acct.Name, "none of the groups maps to a role")
-	case acct.Role != v.Role:
-		why := fmt.Sprintf("%s: %s → %s, by the groups", acct.Name, acct.Role, v.Role)
-		if err := s.regroup(ctx, acct, fleet.UserChange{Role: &v.Role}, ReasonRole, why, from); err != nil {
+		return refuse(acct.Name, nothing)
+	}
+	if _, theirs := split(acct.Grants); acct.Role != v.Role || !cmpGrants(theirs, v.Grants) || !slices.Equal(acct.Groups, v.Groups) {
+		ch := fleet.UserChange{Role: &v.Role, Groups: &v.Groups, Grants: func(now []fleet.Grant) ([]fleet.Grant, error) {
+			own, _ := split(now)
+			return slices.Concat(own, v.Grants), nil
+		}}
+		if err := s.regroup(ctx, acct, ch, from); err != nil {
 			return "", time.Time{}, err
 		}
 		if acct, err = s.store.AccountOf(ctx, v.Identity); err != nil {
@@ -123,8 +172,15 @@ func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller,
 	}
 	return s.issue(ctx, issue{
 		session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch},
-		undo:    undo, rec: record(signing(acct, from), "signin", string(v.Kind)),
+		undo:    undo, rec: record(signing(acct, from), "signin", means(v.Identity)),
 	}, from, userAgent)
+}
+
+// cmpGrants tells whether two lists of grants are the same.
+func cmpGrants(a, b []fleet.Grant) bool {
+	return slices.EqualFunc(a, b, func(x, y fleet.Grant) bool {
+		return x.Scope == y.Scope && x.Role == y.Role && x.From == y.From && slices.Equal(x.Also, y.Also)
+	})
 }
 
 // meet makes a person of somebody who is seen for the first time. A name that somebody has is not shared: whoever could
@@ -137,10 +193,15 @@ func (s *Service) meet(ctx context.Context, v fleet.Vouched, from fleet.Caller) 
 	acct := fleet.Account{
 		User: fleet.User{
 			ID: newID(), Name: name, Role: v.Role, Epoch: 1, CreatedAt: time.Now(), Kind: v.Kind, Issuer: v.Issuer,
+			Grants: v.Grants, Groups: v.Groups,
 		},
 		Subject: v.Subject,
 	}
-	err = s.store.AddUser(ctx, acct, record(signing(acct, from), "user.add", fmt.Sprintf("%s as %s, vouched for by %s", name, v.Role, v.Issuer)))
+	detail := fmt.Sprintf("%s as %s, vouched for by %s", name, v.Role, v.Issuer)
+	if len(v.Grants) > 0 {
+		detail += "; " + grantsText(v.Grants)
+	}
+	err = s.store.AddUser(ctx, acct, record(signing(acct, from), "user.add", detail))
 	if errors.Is(err, fleet.ErrConflict) {
 		// They may have come twice at once.
 		if again, ferr := s.store.AccountOf(ctx, v.Identity); ferr == nil {
@@ -156,12 +217,28 @@ func (s *Service) meet(ctx context.Context, v fleet.Vouched, from fleet.Caller) 
 
 // regroup changes a person as their groups say. That may leave no admin: the groups are somebody's decision, and the
 // command line can make another.
-func (s *Service) regroup(ctx context.Context, acct fleet.Account, ch fleet.UserChange, reason, detail string, from fleet.Caller) error {
-	action := "user.role"
+func (s *Service) regroup(ctx context.Context, acct fleet.Account, ch fleet.UserChange, from fleet.Caller) error {
+	reason := ReasonRole
 	if ch.Revoke {
-		action = "user.revoke"
+		reason = ReasonRevoked
 	}
-	u, changed, err := s.store.ChangeUser(ctx, acct.Name, ch, time.Now(), func(_, _ fleet.User) fleet.Entry {
+	u, changed, err := s.store.ChangeUser(ctx, acct.Name, ch, time.Now(), func(before, after fleet.User) fleet.Entry {
+		action, detail := "user.grants", regranted(before, after)
+		switch {
+		case ch.Revoke:
+			action, detail = "user.revoke", "none of the groups maps to a role"
+		case before.Role != after.Role:
+			action = "user.role"
+			role := fmt.Sprintf("%s: %s → %s", after.Name, before.Role, after.Role)
+			if cmpGrants(before.Grants, after.Grants) {
+				detail = role
+			} else {
+				detail = role + "; " + detail
+			}
+		}
+		if !ch.Revoke {
+			detail += ", by the groups"
+		}
 		return record(signing(acct, from), action, detail)
 	})
 	if err != nil {

@@ -94,7 +94,7 @@ func TestVouched_Life(t *testing.T) {
 	if err != nil || c.Name != "eve" || c.Role != fleet.RoleOperator {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	made, _, err := h.AddToken(t.Context(), c, "ci", after(time.Hour))
+	made, _, err := h.AddToken(t.Context(), c, fleet.Token{Name: "ci", ExpiresAt: after(time.Hour)})
 	if err != nil {
 		t.Fatal(err)
 	}

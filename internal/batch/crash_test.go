@@ -556,11 +556,11 @@ func TestEngine_StoreTroubleIsVisibleAndPasses(t *testing.T) {
 				broken = true
 				mu.Unlock()
 				time.Sleep(4*time.Minute + 300*time.Millisecond)
-				b, _, err := e.Batch(t.Context(), id)
+				b, _, err := e.Batch(t.Context(), ada, id)
 				if err != nil || b.State != fleet.BatchInterrupted || b.Note == "" {
 					t.Errorf("while the store is down the batch is %s (%q), %v", b.State, b.Note, err)
 				}
-				list, err := e.List(t.Context(), fleet.BatchFilter{})
+				list, err := e.List(t.Context(), ada, fleet.BatchFilter{})
 				if err != nil || len(list) != 1 || list[0].State != fleet.BatchInterrupted {
 					t.Errorf("the list says %+v, %v", list, err)
 				}
@@ -577,7 +577,7 @@ func TestEngine_StoreTroubleIsVisibleAndPasses(t *testing.T) {
 					}
 					time.Sleep(100 * time.Millisecond)
 				}
-				if b, _, err := e.Batch(t.Context(), id); err != nil || b.State != fleet.BatchRunning || b.Note != "" {
+				if b, _, err := e.Batch(t.Context(), ada, id); err != nil || b.State != fleet.BatchRunning || b.Note != "" {
 					t.Errorf("the batch goes on, and is shown as %s (%q), %v", b.State, b.Note, err)
 				}
 				b, items := f.wait(id)

@@ -198,8 +198,15 @@ func (e *Engine) room(id string) bool {
 }
 
 // Batch implements handlers.Batches.
-func (e *Engine) Batch(ctx context.Context, id string) (fleet.Batch, []fleet.Item, error) {
-	return e.BatchSince(ctx, id, 0)
+func (e *Engine) Batch(ctx context.Context, by fleet.Caller, id string) (fleet.Batch, []fleet.Item, error) {
+	if err := e.Sees(ctx, by, id); err != nil {
+		return fleet.Batch{}, nil, err
+	}
+	b, items, err := e.BatchSince(ctx, id, 0)
+	if err != nil {
+		return fleet.Batch{}, nil, err
+	}
+	return b, items, e.conceal(ctx, by, &b.Parent, &b.Operation.Revert)
 }
 
 // BatchSince returns a batch and those of its items that changed after the version. Every item is newer than 0.
@@ -212,13 +219,19 @@ func (e *Engine) BatchSince(ctx context.Context, id string, version int64) (flee
 }
 
 // List implements handlers.Batches.
-func (e *Engine) List(ctx context.Context, f fleet.BatchFilter) ([]fleet.Batch, error) {
+func (e *Engine) List(ctx context.Context, by fleet.Caller, f fleet.BatchFilter) ([]fleet.Batch, error) {
+	f.Within = e.within(by)
 	bs, err := e.cfg.Store.Batches(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("listing batches: %w", err)
 	}
+	ids := make([]*string, 0, 2*len(bs))
 	for i := range bs {
 		bs[i] = e.overlay(bs[i])
+		ids = append(ids, &bs[i].Parent, &bs[i].Operation.Revert)
+	}
+	if err := e.conceal(ctx, by, ids...); err != nil {
+		return nil, err
 	}
 	return bs, nil
 }

@@ -143,7 +143,9 @@ func (w *world) written() (n int) {
 // cache knows nodes n0…n4999 of the clusters prod and staging, but not those named missing….
 type cache struct{}
 
-func (cache) Clusters() []fleet.Cluster { return []fleet.Cluster{{Name: "prod"}, {Name: "staging"}} }
+func (cache) Clusters(sight fleet.Sight) []fleet.Cluster {
+	return slices.DeleteFunc([]fleet.Cluster{{Name: "prod"}, {Name: "staging"}}, func(c fleet.Cluster) bool { return !sight.Sees(c.Name) })
+}
 
 func (cache) Node(ref fleet.NodeRef) (*fleet.Node, error) {
 	if len(ref.Name) > 7 && ref.Name[:7] == "missing" {
@@ -340,7 +342,7 @@ func TestEngine_SubmitNamesWhatIsWrong(t *testing.T) {
 	if _, err := e.Submit(t.Context(), viewer, spec("n0")); !errors.Is(err, fleet.ErrForbidden) {
 		t.Errorf("viewer: %v", err)
 	}
-	if bs, err := e.List(t.Context(), fleet.BatchFilter{}); err != nil || len(bs) != 0 {
+	if bs, err := e.List(t.Context(), ada, fleet.BatchFilter{}); err != nil || len(bs) != 0 {
 		t.Errorf("refused requests left %d batches (%v)", len(bs), err)
 	}
 	if _, err := e.Submit(t.Context(), ada, spec(names(5000)...)); err != nil {

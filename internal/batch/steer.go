@@ -8,16 +8,22 @@ import (
 )
 
 // BatchPlan implements handlers.Batches.
-func (e *Engine) BatchPlan(ctx context.Context, id string) (*fleet.Plan, error) {
+func (e *Engine) BatchPlan(ctx context.Context, by fleet.Caller, id string) (*fleet.Plan, error) {
+	if err := e.Sees(ctx, by, id); err != nil {
+		return nil, err
+	}
 	p, err := e.cfg.Store.BatchPlan(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("reading the plan of batch %s: %w", id, err)
 	}
-	return p, nil
+	return p, e.conceal(ctx, by, &p.Operation.Revert)
 }
 
 // Events implements handlers.Batches.
-func (e *Engine) Events(ctx context.Context, id string, after int64, limit int) ([]fleet.BatchEvent, error) {
+func (e *Engine) Events(ctx context.Context, by fleet.Caller, id string, after int64, limit int) ([]fleet.BatchEvent, error) {
+	if err := e.Sees(ctx, by, id); err != nil {
+		return nil, err
+	}
 	es, err := e.cfg.Store.BatchEvents(ctx, id, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading the events of batch %s: %w", id, err)
@@ -70,8 +76,11 @@ func (e *Engine) steer(ctx context.Context, by fleet.Caller, id, doing, action s
 	return nil
 }
 
-// permitted reads a batch that a person may do, and so may steer.
+// permitted reads a batch that a person sees and may do, and so may steer.
 func (e *Engine) permitted(ctx context.Context, by fleet.Caller, id string) (fleet.Batch, []fleet.Item, error) {
+	if err := e.Sees(ctx, by, id); err != nil {
+		return fleet.Batch{}, nil, err
+	}
 	b, items, err := e.cfg.Store.Batch(ctx, id, 0)
 	if err != nil {
 		return fleet.Batch{}, nil, err
@@ -124,7 +133,7 @@ func (e *Engine) Retry(ctx context.Context, by fleet.Caller, id, key string) (fl
 	if len(r.spec.Nodes) == 0 {
 		return fleet.Batch{}, fmt.Errorf("repeating batch %s: no node failed or was not started: %w", id, fleet.ErrConflict)
 	}
-	if err := e.complete(r); err != nil {
+	if err := e.complete(by, r); err != nil {
 		return fleet.Batch{}, err
 	}
 	return e.make(ctx, by, r)

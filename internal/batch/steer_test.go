@@ -96,7 +96,7 @@ func TestCase50_KilledInTheMiddleOfDrains(t *testing.T) {
 			if again := world.twice(); len(again) > 0 || len(world.evictions()) != nodes*pods {
 				t.Errorf("step %d (late %v): %d evictions, twice: %v", at, late, len(world.evictions()), again)
 			}
-			es, err := second.Events(t.Context(), id, 0, 5000)
+			es, err := second.Events(t.Context(), ada, id, 0, 5000)
 			if err != nil {
 				t.Error(err)
 			}
@@ -897,12 +897,12 @@ func TestEngine_SubmitLooksAtThePlan(t *testing.T) {
 	if ce, ok := errors.AsType[*fleet.PlanChangedError](err); !ok || ce.Seen != "d0" || ce.Now != "d1" || !errors.Is(err, fleet.ErrConflict) {
 		t.Errorf("with a plan that has changed: %v", err)
 	}
-	if bs, err := e.List(t.Context(), fleet.BatchFilter{}); err != nil || len(bs) != 0 {
+	if bs, err := e.List(t.Context(), ada, fleet.BatchFilter{}); err != nil || len(bs) != 0 {
 		t.Errorf("refused requests left %d batches (%v)", len(bs), err)
 	}
 	s.PlanDigest, s.IdempotencyKey = "d1", "k"
 	id := f.submit(e, s)
-	if kept, err := e.BatchPlan(t.Context(), id); err != nil || kept.Digest != "d1" || len(kept.Clusters[0].Nodes) != 2 {
+	if kept, err := e.BatchPlan(t.Context(), ada, id); err != nil || kept.Digest != "d1" || len(kept.Clusters[0].Nodes) != 2 {
 		t.Errorf("BatchPlan = %+v, %v", kept, err)
 	}
 	b, items := f.read(id)
@@ -922,7 +922,7 @@ func TestEngine_SubmitLooksAtThePlan(t *testing.T) {
 	if b, _ := f.read(f.submit(e, spec("n4"))); p.calls != calls || b.Rollout.MaxConcurrent != 10 || b.Rollout.Order != fleet.OrderGiven {
 		t.Errorf("cordoning made a plan, or goes over its nodes by %+v", b.Rollout)
 	}
-	if _, err := e.BatchPlan(t.Context(), f.submit(e, spec("n6"))); !errors.Is(err, fleet.ErrNotFound) {
+	if _, err := e.BatchPlan(t.Context(), ada, f.submit(e, spec("n6"))); !errors.Is(err, fleet.ErrNotFound) {
 		t.Errorf("plan of a batch without one: %v", err)
 	}
 }
@@ -991,7 +991,7 @@ func TestEngine_Retry(t *testing.T) {
 		if b.Parent != id || b.Operation.Reason != "disk swap" || b.Rollout.MaxFailures != 2 || b.Counts.Succeeded != 5 || len(items) != 5 || items[0].Ref.Name != "n1" {
 			t.Errorf("batch is %+v, items %+v", b, items)
 		}
-		if list, err := e.List(t.Context(), fleet.BatchFilter{Parent: id}); err != nil || len(list) != 1 {
+		if list, err := e.List(t.Context(), ada, fleet.BatchFilter{Parent: id}); err != nil || len(list) != 1 {
 			t.Errorf("batches after %s: %+v, %v", id, list, err)
 		}
 		if _, err := e.Retry(t.Context(), ada, again.ID, ""); !errors.Is(err, fleet.ErrConflict) {
@@ -1033,7 +1033,7 @@ func TestEngine_RetryOfADrain(t *testing.T) {
 		if b, _ := f.wait(again.ID); b.Counts.Succeeded != 2 || len(world.evictions()) != 10 || len(world.twice()) != 0 {
 			t.Errorf("batch is %+v", b)
 		}
-		if _, err := e.BatchPlan(t.Context(), again.ID); err != nil || p.calls != 2 {
+		if _, err := e.BatchPlan(t.Context(), ada, again.ID); err != nil || p.calls != 2 {
 			t.Errorf("it was planned %d times, %v", p.calls, err)
 		}
 	})
@@ -1224,7 +1224,7 @@ func TestEngine_ADrainThatTellsTenThousandEvents(t *testing.T) {
 		if d := items[0].Drain; d == nil || d.Evicted != 110 || len(d.Pods) != 110 {
 			t.Errorf("the drain is %+v", d)
 		}
-		es, err := e.Events(t.Context(), id, 0, 5000)
+		es, err := e.Events(t.Context(), ada, id, 0, 5000)
 		if err != nil {
 			t.Fatal(err)
 		}

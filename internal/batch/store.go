@@ -124,7 +124,8 @@ type Planner interface {
 
 // Lookup answers from the cache.
 type Lookup interface {
-	Clusters() []fleet.Cluster
+	// Clusters are those in sight.
+	Clusters(sight fleet.Sight) []fleet.Cluster
 	// Node returns ErrNotFound for what the cache does not know.
 	Node(ref fleet.NodeRef) (*fleet.Node, error)
 	// Unavailable names the nodes of a cluster that are cordoned or not ready.

@@ -42,7 +42,7 @@ type request struct {
 
 // Submit implements handlers.Batches.
 func (e *Engine) Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (fleet.Batch, error) {
-	r, err := e.request(ctx, spec)
+	r, err := e.request(ctx, by, spec)
 	if err != nil {
 		return fleet.Batch{}, err
 	}
@@ -51,7 +51,7 @@ func (e *Engine) Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSp
 
 // Plan implements handlers.Batches.
 func (e *Engine) Plan(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (*fleet.Plan, error) {
-	r, err := e.request(ctx, spec)
+	r, err := e.request(ctx, by, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -63,23 +63,30 @@ func (e *Engine) Plan(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec
 }
 
 // request checks what does not depend on the state of any node.
-func (e *Engine) request(ctx context.Context, spec fleet.BatchSpec) (*request, error) {
+func (e *Engine) request(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (*request, error) {
 	if err := validate(spec); err != nil {
 		return nil, err
 	}
 	r := &request{spec: spec}
 	if spec.Action == fleet.ActionRevert {
-		if err := e.takeBack(ctx, r); err != nil {
+		if err := e.takeBack(ctx, by, r); err != nil {
 			return nil, err
 		}
 	}
-	return r, e.complete(r)
+	return r, e.complete(by, r)
 }
 
 // complete checks the nodes and fills in defaults.
-func (e *Engine) complete(r *request) (err error) {
-	if r.spec.Nodes, err = e.nodes(r.spec.Nodes); err != nil {
+func (e *Engine) complete(by fleet.Caller, r *request) (err error) {
+	known := make(map[string]bool)
+	for _, c := range e.cfg.Lookup.Clusters(by.Sight()) {
+		known[c.Name] = true
+	}
+	if r.spec.Nodes, err = nodes(r.spec.Nodes, known); err != nil {
 		return err
+	}
+	if s := r.spec.Source; s != nil && !r.frozen && !known[s.Cluster] {
+		return fleet.Invalid("source", "%q names the cluster %q, which is not known here", s, s.Cluster)
 	}
 	standard, order := defaultConcurrent, fleet.OrderGiven
 	if r.spec.Action == fleet.ActionDrain {
@@ -92,11 +99,16 @@ func (e *Engine) complete(r *request) (err error) {
 }
 
 // takeBack finds what a revert is about: the nodes that the batch it names has changed.
-func (e *Engine) takeBack(ctx context.Context, r *request) error {
+func (e *Engine) takeBack(ctx context.Context, by fleet.Caller, r *request) error {
 	if r.spec.Revert == "" {
 		return fleet.Invalid("batch", "must name the batch that is to be taken back")
 	}
-	done, items, err := e.cfg.Store.Batch(ctx, r.spec.Revert, 0)
+	err := e.Sees(ctx, by, r.spec.Revert)
+	var done fleet.Batch
+	var items []fleet.Item
+	if err == nil {
+		done, items, err = e.cfg.Store.Batch(ctx, r.spec.Revert, 0)
+	}
 	switch {
 	case errors.Is(err, fleet.ErrNotFound):
 		return fleet.Invalid("batch", "there is no batch %q", r.spec.Revert)
@@ -175,7 +187,7 @@ func (e *Engine) prepare(ctx context.Context, by fleet.Caller, r *request) ([]fl
 		}
 	}
 	if err := e.cfg.Store.FreeNodes(ctx, r.spec.Nodes); err != nil {
-		return nil, fmt.Errorf("looking for other batches: %w", err)
+		return nil, fmt.Errorf("looking for other batches: %w", e.discreet(ctx, by, err))
 	}
 	items := make([]fleet.Item, len(r.spec.Nodes))
 	for i, ref := range r.spec.Nodes {
@@ -322,7 +334,7 @@ func (e *Engine) create(ctx context.Context, by fleet.Caller, r *request) (fleet
 	d := r.draft(by, items, plan)
 	b, err := e.cfg.Store.CreateBatch(ctx, d)
 	if err != nil {
-		return fleet.Batch{}, fmt.Errorf("recording a batch: %w", err)
+		return fleet.Batch{}, fmt.Errorf("recording a batch: %w", e.discreet(ctx, by, err))
 	}
 	if b.ID == d.Batch.ID {
 		e.wake()
@@ -389,15 +401,11 @@ func (r *request) draft(by fleet.Caller, items []fleet.Item, plan *fleet.Plan) f
 	return d
 }
 
-// nodes checks every ref and drops repetitions; the order is that of the first mention.
-func (e *Engine) nodes(refs []fleet.NodeRef) ([]fleet.NodeRef, error) {
+// nodes checks every ref and drops repetitions; the order is that of the first mention. A cluster that the person does
+// not see is as unknown as one that there is not.
+func nodes(refs []fleet.NodeRef, known map[string]bool) ([]fleet.NodeRef, error) {
 	if len(refs) == 0 {
 		return nil, fleet.Invalid("nodes", "must name at least one node")
-	}
-	clusters := e.cfg.Lookup.Clusters()
-	known := make(map[string]bool, len(clusters))
-	for _, c := range clusters {
-		known[c.Name] = true
 	}
 	seen := make(map[fleet.NodeRef]bool, len(refs))
 	out := make([]fleet.NodeRef, 0, len(refs))

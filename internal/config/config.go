@@ -14,8 +14,7 @@ type Config struct {
 	User    User
 	Audit   Audit
 	Watch   Watch
-
-	Credentials Credentials
+	Rotate  Rotate
 }
 
 // Command names what is to be done.
@@ -28,14 +27,15 @@ const (
 	CommandUserList    Command = "user list"
 	CommandUserDisable Command = "user disable"
 	CommandUserEnable  Command = "user enable"
+	CommandUserGrant   Command = "user grant"
+	CommandUserRevoke  Command = "user revoke"
 	CommandResetTOTP   Command = "user reset-totp"
 	CommandSetPassword Command = "user set-password"
 	CommandAuditVerify Command = "audit verify"
 	CommandWatch       Command = "watch"
 	CommandVersion     Command = "version"
-
-	CommandRotateCredentials Command = "credentials rotate"
-	CommandNewKey            Command = "credentials new-key"
+	CommandKeyRotate   Command = "key rotate"
+	CommandKeyNew      Command = "key new"
 )
 
 // Database says where the people, batches and the record are kept.
@@ -60,6 +60,7 @@ type Serve struct {
 	LogFormat     string // json or text
 	LogLevel      slog.Level
 	Streams       Streams
+	Connections   Connections
 	CacheBytes    int64 // for nodes and their rendered rows
 
 	AuditKeyFile   string        // of the key that heads of the record are signed with; made if missing
@@ -69,13 +70,27 @@ type Serve struct {
 	LeaseNamespace string        // where the leases of nodes that are drained are, in each cluster
 	Pod            Pod           // that this process runs in; zero outside of a cluster
 
-	CredentialsKey CredentialsKey
-	AddressAllow   []netip.Prefix // of this host and its neighbours, where clusters added through the web may lead all the same
-
-	TOTPKeyFile string // that the secrets of second factors are encrypted with; "" for one beside SQLite, none for PostgreSQL
+	Key          Key
+	AddressAllow []netip.Prefix // of this host and its neighbours, where clusters added through the web may lead all the same
 
 	OIDC OIDC // Issuer "" for none
 	LDAP LDAP // URL "" for none
+
+	Header TrustedHeader // User "" for none
+}
+
+// TrustedHeader is how a proxy in front vouches for people. All of it is given, or none.
+type TrustedHeader struct {
+	User, Groups, SecretName string // names of headers
+	SecretFile               string
+	From                     []netip.Prefix // peers that may send them
+	Roles                    []GroupRole
+}
+
+// GroupRole says what a group may do.
+type GroupRole struct {
+	Group, Role string
+	Scope       string // which clusters; "" for all, and for what is not of one cluster
 }
 
 // OIDC is an identity provider that people sign in with.
@@ -84,7 +99,7 @@ type OIDC struct {
 	SecretFile, CAFile     string // "" for none
 	Scopes                 []string
 	GroupsClaim, NameClaim string
-	Roles                  map[string]string // by group
+	Roles                  []GroupRole
 }
 
 // LDAP is a directory that checks the passwords of people.
@@ -93,7 +108,7 @@ type LDAP struct {
 	CAFile, BindDN, PasswordFile      string
 	UserBase, UserFilter, IDAttribute string
 	GroupBase, GroupFilter, GroupName string
-	Roles                             map[string]string // by group
+	Roles                             []GroupRole
 }
 
 // Pod names the pod of this process.
@@ -104,6 +119,11 @@ type Pod struct {
 // Streams bounds the live streams that may be open at once; all are positive.
 type Streams struct {
 	PerSession, PerPerson, PerAddress, Total int
+}
+
+// Connections bounds the connections that may be open at once; 0 stands for a default that follows from Streams.
+type Connections struct {
+	PerAddress, Total int
 }
 
 // TLS tells whether our own listener speaks TLS.
@@ -117,6 +137,8 @@ type User struct {
 	Database
 	Name         string
 	Role         string
+	Scope        string   // of a grant
+	Also         []string // permissions of a grant beside the role
 	PasswordFile string   // "-" for standard input, "" to have one made up and printed
 	Invite       bool     // instead of a password: the person sets it
 	External     *url.URL // of the server, for the link of an invitation; nil for none
@@ -129,21 +151,19 @@ type Audit struct {
 	Key   string // public key that they must be signed by, base64; "" for whichever they name
 }
 
-// Credentials is one of the credentials commands.
-type Credentials struct {
+// Rotate is the command that wraps secrets with another key.
+type Rotate struct {
 	Database
-	Key CredentialsKey
+	Key Key
 }
 
-// CredentialsKey says where the keys are that seal the credentials of clusters added through the web. At most one of the
-// two is set; with neither, no cluster can be added through the web.
-type CredentialsKey struct {
+// Key says where the keys are that seal secrets in the database. At most one of File and Text is set; with neither, no
+// cluster can be added through the web and no second factor set up.
+type Key struct {
 	File string
 	Text Secret // what such a file holds
+	Ours bool   // nobody named the file: it is made if it is missing
 }
-
-// Given tells whether there are keys.
-func (k CredentialsKey) Given() bool { return k.File != "" || k.Text != "" }
 
 // Watch is the command that follows the events of a server.
 type Watch struct {
@@ -197,8 +217,9 @@ func (s Serve) LogValue() slog.Value {
 		slog.Bool("tls", s.TLS()),
 		slog.String("metrics_listen", s.MetricsListen),
 		slog.Any("streams", s.Streams),
+		slog.Any("connections", s.Connections),
 		slog.Int64("cache_max_bytes", s.CacheBytes),
-		slog.Bool("clusters_through_the_web", s.CredentialsKey.Given()),
+		slog.Bool("secrets", s.Key != Key{}),
 		slog.Any("cluster_address_allow", s.AddressAllow),
 	)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -24,8 +25,8 @@ const EnvPrefix = "KNM_"
 
 // The variables without a flag: a secret on a command line shows in the list of processes.
 const (
-	tokenEnv          = EnvPrefix + "TOKEN"
-	credentialsKeyEnv = EnvPrefix + "CREDENTIALS_KEY"
+	tokenEnv = EnvPrefix + "TOKEN"
+	keyEnv   = EnvPrefix + "KEY"
 )
 
 // database are the flags of every command that opens the store.
@@ -34,9 +35,9 @@ type database struct {
 	DatabaseURL string `name:"database-url" placeholder:"postgres://…" help:"PostgreSQL instead of SQLite in the data directory; better in the variable, as others see the command line."`
 }
 
-// credentialsKey is the flag of every command that opens or seals credentials.
-type credentialsKey struct {
-	CredentialsKeyFile string `placeholder:"FILE" help:"Keys that seal the credentials of clusters added through the web, one a line, the current one first; or the variable KNM_CREDENTIALS_KEY. Without it no cluster can be added through the web."`
+// secretsKey is the flag of every command that opens or seals secrets.
+type secretsKey struct {
+	KeyFile string `placeholder:"FILE" help:"Keys that seal the secrets in the database, one a line, the current one first; or the variable KNM_KEY. By default seal.key in the data directory, made if missing; with PostgreSQL no cluster can be added through the web and no second factor set up without it."`
 }
 
 type clusterAddresses struct {
@@ -45,7 +46,7 @@ type clusterAddresses struct {
 
 type serveCmd struct {
 	database
-	credentialsKey
+	secretsKey
 	clusterAddresses
 	Listen        string   `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address to serve on (${default})."`
 	Kubeconfig    []string `sep:"none" placeholder:"FILE" help:"Watch every context of this file; repeatable. In the variable, several are divided as in PATH."`
@@ -58,10 +59,11 @@ type serveCmd struct {
 	InsecureHTTP  bool     `name:"insecure-http" help:"Allow plain HTTP on an address that others can reach: passwords and sessions can then be read on the way."`
 	MetricsListen string   `default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /metrics; empty for none (${default})."`
 	streams
+	connections
 	CacheMaxBytes int64 `name:"cache-max-bytes" default:"268435456" placeholder:"BYTES" help:"Nodes and their rendered rows held; beyond it, clusters that nobody looks at are put to sleep (${default})."`
 	oidcFlags
 	ldapFlags
-	TOTPKeyFile    string        `name:"totp-key-file" placeholder:"FILE" help:"File with 32 bytes in hexadecimal or base64, which the secrets of second factors are encrypted with. By default totp.key beside SQLite; with PostgreSQL there are no second factors without it."`
+	headerFlags
 	AuditKeyFile   string        `placeholder:"FILE" help:"Key that heads of the audit record are signed with; made if missing. By default audit.key in the data directory; with PostgreSQL a key that is forgotten at the end."`
 	AuditRetention time.Duration `default:"0" placeholder:"DURATION" help:"How long entries of the audit record are kept, like 8760h; 0 for ever."`
 	BatchRetention time.Duration `default:"2160h" placeholder:"DURATION" help:"How long batches are kept after their end; 0 for ever (${default})."`
@@ -81,7 +83,7 @@ type oidcFlags struct {
 	OIDCScopes           []string `name:"oidc-scopes" default:"profile,groups" placeholder:"SCOPE,…" help:"Asked for beside openid (${default})."`
 	OIDCGroupsClaim      string   `name:"oidc-groups-claim" default:"groups" placeholder:"CLAIM" help:"Claim of the ID token with the groups (${default})."`
 	OIDCNameClaim        string   `name:"oidc-name-claim" default:"preferred_username" placeholder:"CLAIM" help:"Claim of the ID token with the name; who somebody is follows from issuer and subject alone (${default})."`
-	OIDCRoleMap          []string `name:"oidc-role-map" sep:"none" placeholder:"GROUP=ROLE" help:"What a group may do; repeatable. The most counts; who is in none of them is refused."`
+	OIDCRoleMap          []string `name:"oidc-role-map" sep:"none" placeholder:"GROUP=ROLE[@SCOPE]" help:"What a group may do, everywhere or in the clusters that the scope names, like ops=operator@prod-*; repeatable. The most counts; who is in none of them is refused."`
 }
 
 // ldapFlags are of the directory.
@@ -96,7 +98,73 @@ type ldapFlags struct {
 	LDAPGroupBase    string   `name:"ldap-group-base" placeholder:"DN" help:"Below which groups are; without it those of the attribute memberOf count."`
 	LDAPGroupFilter  string   `name:"ldap-group-filter" default:"(member={{dn}})" placeholder:"FILTER" help:"Finds the groups of a person (${default})."`
 	LDAPGroupName    string   `name:"ldap-group-name" default:"cn" placeholder:"ATTRIBUTE" help:"Of a group, as --ldap-role-map names it (${default})."`
-	LDAPRoleMap      []string `name:"ldap-role-map" sep:"none" placeholder:"GROUP=ROLE" help:"What a group may do; repeatable. The most counts; who is in none of them is refused."`
+	LDAPRoleMap      []string `name:"ldap-role-map" sep:"none" placeholder:"GROUP=ROLE[@SCOPE]" help:"What a group may do, everywhere or in the clusters that the scope names, like ops=operator@prod-*; repeatable. The most counts; who is in none of them is refused."`
+}
+
+// headerFlags are of a proxy that signs people in.
+type headerFlags struct {
+	TrustedHeaderUser       string   `placeholder:"HEADER" help:"Header with the name of whoever a trusted proxy has signed in; nobody is signed in so without it. Needs all the other --trusted-header flags."`
+	TrustedHeaderGroups     string   `placeholder:"HEADER" help:"Header with their groups, commas between them."`
+	TrustedHeaderFrom       []string `placeholder:"CIDR" help:"Addresses of the proxy itself, as the peer of the connection; repeatable. From anybody else these headers are refused."`
+	TrustedHeaderSecretFile string   `placeholder:"FILE" help:"File with a secret of at least 16 characters that the proxy sends along."`
+	TrustedHeaderSecretName string   `placeholder:"HEADER" help:"Header with that secret."`
+	TrustedHeaderRole       []string `sep:"none" placeholder:"GROUP=ROLE[@SCOPE]" help:"What a group may do; repeatable, as --oidc-role-map."`
+}
+
+// headerName are the names that no server or proxy takes for another one: an underscore is a dash to some.
+var headerName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*$`)
+
+// meantOtherwise are headers that mean something to us or to the protocol already.
+var meantOtherwise = []string{"authorization", "connection", "cookie", "forwarded", "host", "origin", "x-forwarded-for"}
+
+func (f headerFlags) config(p *problems) TrustedHeader {
+	given := map[string]bool{
+		"trusted-header-user": f.TrustedHeaderUser != "", "trusted-header-groups": f.TrustedHeaderGroups != "",
+		"trusted-header-from": len(f.TrustedHeaderFrom) > 0, "trusted-header-secret-file": f.TrustedHeaderSecretFile != "",
+		"trusted-header-secret-name": f.TrustedHeaderSecretName != "", "trusted-header-role": len(f.TrustedHeaderRole) > 0,
+	}
+	if !slices.Contains(slices.Collect(maps.Values(given)), true) {
+		return TrustedHeader{}
+	}
+	for _, flag := range slices.Sorted(maps.Keys(given)) {
+		if !given[flag] {
+			p.add(flag, "is missing: signing in by a header needs all of --trusted-header-user, -groups, -from, -secret-file, -secret-name and -role")
+		}
+	}
+	cfg := TrustedHeader{
+		User: f.TrustedHeaderUser, Groups: f.TrustedHeaderGroups, SecretName: f.TrustedHeaderSecretName, SecretFile: f.TrustedHeaderSecretFile,
+	}
+	seen := map[string]bool{}
+	for _, h := range []struct{ flag, name string }{
+		{"trusted-header-user", cfg.User}, {"trusted-header-groups", cfg.Groups}, {"trusted-header-secret-name", cfg.SecretName},
+	} {
+		switch low := strings.ToLower(h.name); {
+		case h.name == "":
+		case !headerName.MatchString(h.name):
+			p.add(h.flag, "%q is not the name of a header: letters, digits and single dashes", h.name)
+		case slices.Contains(meantOtherwise, low):
+			p.add(h.flag, "%q has a meaning of its own", h.name)
+		case seen[low]:
+			p.add(h.flag, "%q is there twice: each is a header of its own", h.name)
+		default:
+			seen[low] = true
+		}
+	}
+	for _, c := range f.TrustedHeaderFrom {
+		prefix, err := parsePrefix(c)
+		switch {
+		case err != nil:
+			p.add("trusted-header-from", "%q is neither a CIDR like 10.0.0.0/8 nor an address", c)
+		case prefix.Bits() == 0:
+			p.add("trusted-header-from", "%q is everybody: name the proxy", c)
+		default:
+			cfg.From = append(cfg.From, prefix)
+		}
+	}
+	if given["trusted-header-role"] {
+		cfg.Roles = roleMap(p, "trusted-header-role", f.TrustedHeaderRole)
+	}
+	return cfg
 }
 
 func (f oidcFlags) config(p *problems) OIDC {
@@ -155,21 +223,25 @@ func (f ldapFlags) config(p *problems) LDAP {
 	}
 }
 
-// roleMap reads group=role. A group's name may hold an equals sign, a role's does not.
-func roleMap(p *problems, flag string, pairs []string) map[string]string {
-	out := map[string]string{}
+// groupRole is group=role or group=role@scope. The first role in it counts, so that a scope may hold an equals sign, which
+// only one by labels can; a group's name may hold one too.
+var groupRole = regexp.MustCompile(`^(.+?)=(viewer|operator|admin)(?:@(label:\S+|[^=\s]+))?$`)
+
+func roleMap(p *problems, flag string, pairs []string) []GroupRole {
+	var out []GroupRole
 	for _, pair := range pairs {
-		i := strings.LastIndex(pair, "=")
-		if i < 1 || !slices.Contains([]string{"viewer", "operator", "admin"}, pair[i+1:]) {
-			p.add(flag, "%q is not of the form group=viewer, group=operator or group=admin", pair)
+		m := groupRole.FindStringSubmatch(pair)
+		if m == nil {
+			p.add(flag, "%q is not of the form group=viewer, group=operator or group=admin, with @ and the clusters if it is not all", pair)
 			continue
 		}
-		if _, twice := out[pair[:i]]; twice {
-			p.add(flag, "the group %q is there twice", pair[:i])
+		r := GroupRole{Group: m[1], Role: m[2], Scope: m[3]}
+		if slices.ContainsFunc(out, func(o GroupRole) bool { return o.Group == r.Group && o.Scope == r.Scope }) {
+			p.add(flag, "the group %q is there twice", r.Group)
 		}
-		out[pair[:i]] = pair[i+1:]
+		out = append(out, r)
 	}
-	if len(out) == 0 && len(pairs) == 0 {
+	if len(pairs) == 0 {
 		p.add(flag, "is missing: nobody could sign in")
 	}
 	return out
@@ -194,6 +266,12 @@ type streams struct {
 	Total      int `name:"streams" default:"12000" placeholder:"N" help:"Live streams in all (${default})."`
 }
 
+// connections are the limits of connections.
+type connections struct {
+	ConnectionsPerAddress int `name:"connections-per-address" default:"0" placeholder:"N" help:"Connections of one address, or of one /64, that is not a --trusted-proxy; 0: four times --streams-per-address."`
+	Connections           int `name:"connections" default:"0" placeholder:"N" help:"Connections in all; 0: a third more than --streams. Fewer where the limit of open files is lower."`
+}
+
 type userNameCmd struct {
 	database
 	Name string `arg:"" help:"Sign-in name."`
@@ -206,13 +284,23 @@ type cli struct {
 			userNameCmd
 			Invite       bool   `help:"Print an invitation, with which the person sets the password, instead of a password."`
 			ExternalURL  string `name:"external-url" placeholder:"https://…" help:"Address that browsers use, for the link of the invitation."`
-			Role         string `required:"" enum:"viewer,operator,admin" help:"viewer, operator or admin."`
+			Role         string `required:"" enum:"none,viewer,operator,admin" help:"viewer, operator or admin everywhere, or none for who is given something in some clusters only."`
 			PasswordFile string `placeholder:"FILE|-" help:"File with the password, - for standard input. Without it one is made up and printed."`
 		} `cmd:"" help:"Add a person."`
-		List        struct{ database } `cmd:"" help:"List the people."`
-		Disable     userNameCmd        `cmd:"" help:"Keep a person out; ends sessions and streams."`
-		Enable      userNameCmd        `cmd:"" help:"Let a disabled person in again."`
-		ResetTotp   userNameCmd        `cmd:"" name:"reset-totp" help:"Take away a person's second factor; ends sessions and tokens."`
+		List    struct{ database } `cmd:"" help:"List the people."`
+		Disable userNameCmd        `cmd:"" help:"Keep a person out; ends sessions and streams."`
+		Enable  userNameCmd        `cmd:"" help:"Let a disabled person in again."`
+		Grant   struct {
+			userNameCmd
+			Scope string   `required:"" placeholder:"SCOPE" help:"Which clusters: a name, a pattern with *, or label:key=value."`
+			Role  string   `required:"" enum:"viewer,operator,admin" help:"viewer, operator or admin, in these clusters."`
+			Also  []string `placeholder:"PERMISSION,…" help:"Permissions beside those of the role: node.cordon, node.drain, node.edit, node.no_execute, node.drain_past_budget, node.protected_labels."`
+		} `cmd:"" help:"Let a person do something in some clusters, in place of an earlier grant of the same scope; ends sessions and streams."`
+		Revoke struct {
+			userNameCmd
+			Scope string `required:"" placeholder:"SCOPE" help:"Of the grant, as it was given."`
+		} `cmd:"" help:"Take a grant from a person; ends sessions and streams."`
+		ResetTotp   userNameCmd `cmd:"" name:"reset-totp" help:"Take away a person's second factor; ends sessions and tokens."`
 		SetPassword struct {
 			userNameCmd
 			PasswordFile string `placeholder:"FILE|-" help:"File with the password, - for standard input. Without it one is made up and printed."`
@@ -225,13 +313,13 @@ type cli struct {
 			Key   string `name:"audit-key" placeholder:"BASE64" help:"Public key that the heads must be signed by; without it, whichever they name."`
 		} `cmd:"" help:"Check the chain of the whole record."`
 	} `cmd:"" help:"The audit record."`
-	Credentials struct {
+	Key struct {
 		Rotate struct {
 			database
-			credentialsKey
-		} `cmd:"" help:"Wrap every stored credential with the first key of the file. It can be stopped and run again."`
-		NewKey struct{} `cmd:"" name:"new-key" help:"Print a new key, as a line of a key file."`
-	} `cmd:"" help:"The stored credentials of clusters added through the web."`
+			secretsKey
+		} `cmd:"" help:"Wrap every secret in the database with the first key of the file. It can be stopped and run again."`
+		New struct{} `cmd:"" help:"Print a new key, as a line of a key file."`
+	} `cmd:"" help:"The keys that seal the secrets in the database."`
 	Watch struct {
 		Server    string `default:"http://127.0.0.1:8080" placeholder:"URL" help:"The server to follow (${default})."`
 		Cluster   string `placeholder:"NAME" help:"Only this cluster."`
@@ -312,9 +400,9 @@ func resolver(env map[string]string) kong.ResolverFunc {
 		switch flag.Name {
 		case "kubeconfig":
 			return list(filepath.SplitList(v)), nil
-		case "trusted-proxy", "cluster-address-allow", "oidc-scopes":
+		case "trusted-proxy", "cluster-address-allow", "oidc-scopes", "trusted-header-from", "also":
 			return list(strings.Split(v, ",")), nil
-		case "oidc-role-map", "ldap-role-map":
+		case "oidc-role-map", "ldap-role-map", "trusted-header-role":
 			return list(strings.Split(v, ";")), nil // a group may be the name of an entry, with commas in it
 		}
 		return v, nil
@@ -333,7 +421,7 @@ func list(parts []string) []any {
 
 // unknown names every variable with our prefix that no flag of any command reads.
 func unknown(env map[string]string, model *kong.Application) error {
-	known := map[string]bool{tokenEnv: true, credentialsKeyEnv: true}
+	known := map[string]bool{tokenEnv: true, keyEnv: true}
 	var walk func(n *kong.Node)
 	walk = func(n *kong.Node) {
 		for _, f := range n.Flags {
@@ -380,6 +468,11 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 		cfg.User = User{Database: c.User.ResetTotp.config(p), Name: c.User.ResetTotp.Name}
 	case CommandUserEnable:
 		cfg.User = User{Database: c.User.Enable.config(p), Name: c.User.Enable.Name}
+	case CommandUserGrant:
+		g := c.User.Grant
+		cfg.User = User{Database: g.config(p), Name: g.Name, Role: g.Role, Scope: g.Scope, Also: g.Also}
+	case CommandUserRevoke:
+		cfg.User = User{Database: c.User.Revoke.config(p), Name: c.User.Revoke.Name, Scope: c.User.Revoke.Scope}
 	case CommandUserList:
 		cfg.User = User{Database: c.User.List.config(p)}
 	case CommandAuditVerify:
@@ -387,12 +480,14 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 		cfg.Audit = Audit{Database: v.config(p), Heads: v.Heads, Key: v.Key}
 	case CommandWatch:
 		cfg.Watch = c.watch(p, env)
-	case CommandRotateCredentials:
-		cfg.Credentials = Credentials{Database: c.Credentials.Rotate.database.config(p), Key: c.Credentials.Rotate.credentialsKey.config(p, env)}
-		if !cfg.Credentials.Key.Given() {
-			p.add("credentials-key-file", "must be given, or the variable %s", credentialsKeyEnv)
+	case CommandKeyRotate:
+		r := c.Key.Rotate
+		db := r.database.config(p)
+		cfg.Rotate = Rotate{Database: db, Key: r.secretsKey.config(p, env, db)}
+		if cfg.Rotate.Key == (Key{}) {
+			p.add("key-file", "must be given with PostgreSQL, or the variable %s", keyEnv)
 		}
-	case CommandVersion, CommandNewKey:
+	case CommandVersion, CommandKeyNew:
 	default:
 		p.add("command", "%q has no meaning", string(cmd))
 	}
@@ -419,17 +514,22 @@ func (d database) config(p *problems) Database {
 	return Database{Dir: d.DataDir, URL: Secret(d.DatabaseURL)}
 }
 
-func (k credentialsKey) config(p *problems, env map[string]string) CredentialsKey {
-	text := strings.TrimSpace(env[credentialsKeyEnv])
-	if k.CredentialsKeyFile != "" && text != "" {
-		p.add("credentials-key-file", "not together with the variable %s", credentialsKeyEnv)
+// config is where the keys are: where the flag or the variable says, or beside the database if that is SQLite.
+func (k secretsKey) config(p *problems, env map[string]string, db Database) Key {
+	text := strings.TrimSpace(env[keyEnv])
+	switch {
+	case k.KeyFile != "" && text != "":
+		p.add("key-file", "not together with the variable %s", keyEnv)
+	case k.KeyFile == "" && text == "" && db.URL == "":
+		return Key{File: filepath.Join(db.Dir, "seal.key"), Ours: true}
 	}
-	return CredentialsKey{File: k.CredentialsKeyFile, Text: Secret(text)}
+	return Key{File: k.KeyFile, Text: Secret(text)}
 }
 
 func (s serveCmd) config(p *problems, env map[string]string) Serve {
+	db := s.database.config(p)
 	cfg := Serve{
-		Database:       s.database.config(p),
+		Database:       db,
 		Listen:         s.Listen,
 		Kubeconfigs:    s.Kubeconfig,
 		InCluster:      s.InCluster,
@@ -440,14 +540,17 @@ func (s serveCmd) config(p *problems, env map[string]string) Serve {
 		MetricsListen:  s.MetricsListen,
 		LogFormat:      s.LogFormat,
 		Streams:        s.streams.config(p),
+		Connections:    s.connections.config(p),
 		CacheBytes:     s.CacheMaxBytes,
 		LeaseNamespace: s.LeaseNamespace,
 		AuditKeyFile:   s.AuditKeyFile,
 		AuditRetention: s.AuditRetention,
 		BatchRetention: s.BatchRetention,
 		EventRetention: s.EventRetention,
-		CredentialsKey: s.credentialsKey.config(p, env),
-		TOTPKeyFile:    s.TOTPKeyFile, OIDC: s.oidcFlags.config(p), LDAP: s.ldapFlags.config(p),
+		Key:            s.secretsKey.config(p, env, db),
+		OIDC:           s.oidcFlags.config(p),
+		LDAP:           s.ldapFlags.config(p),
+		Header:         s.headerFlags.config(p),
 	}
 	switch {
 	case s.AuditKeyFile == "" && s.DatabaseURL == "":
@@ -541,6 +644,16 @@ func (s streams) config(p *problems) Streams {
 		}
 	}
 	return Streams(s)
+}
+
+func (c connections) config(p *problems) Connections {
+	if c.ConnectionsPerAddress < 0 {
+		p.add("connections-per-address", "%d is less than 0", c.ConnectionsPerAddress)
+	}
+	if c.Connections < 0 {
+		p.add("connections", "%d is less than 0", c.Connections)
+	}
+	return Connections{PerAddress: c.ConnectionsPerAddress, Total: c.Connections}
 }
 
 // checkListen reports whether addr can only be reached from this host.

@@ -33,7 +33,7 @@ func TestParse_Defaults(t *testing.T) {
 	want := Config{Command: CommandServe, Serve: Serve{
 		Database: Database{Dir: "./data"}, Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9090", LogFormat: "json",
 		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20, LeaseNamespace: "kube-node-manager",
-		AuditKeyFile: filepath.Join("data", "audit.key"), BatchRetention: 90 * 24 * time.Hour, EventRetention: 30 * 24 * time.Hour,
+		AuditKeyFile: filepath.Join("data", "audit.key"), Key: Key{File: filepath.Join("data", "seal.key"), Ours: true}, BatchRetention: 90 * 24 * time.Hour, EventRetention: 30 * 24 * time.Hour,
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -59,10 +59,14 @@ func TestParse_Commands(t *testing.T) {
 			Config{Command: CommandSetPassword, User: User{Database: Database{Dir: "./data"}, Name: "ada", PasswordFile: "p"}},
 		},
 		{
-			[]string{"credentials", "rotate", "--credentials-key-file", "k"},
-			Config{Command: CommandRotateCredentials, Credentials: Credentials{Database: Database{Dir: "./data"}, Key: CredentialsKey{File: "k"}}},
+			[]string{"key", "rotate", "--key-file", "k"},
+			Config{Command: CommandKeyRotate, Rotate: Rotate{Database: Database{Dir: "./data"}, Key: Key{File: "k"}}},
 		},
-		{[]string{"credentials", "new-key"}, Config{Command: CommandNewKey}},
+		{
+			[]string{"key", "rotate", "--data-dir", "d"},
+			Config{Command: CommandKeyRotate, Rotate: Rotate{Database: Database{Dir: "d"}, Key: Key{File: filepath.Join("d", "seal.key"), Ours: true}}},
+		},
+		{[]string{"key", "new"}, Config{Command: CommandKeyNew}},
 		{[]string{"audit", "verify"}, Config{Command: CommandAuditVerify, Audit: Audit{Database: Database{Dir: "./data"}}}},
 	} {
 		got, err := parse(t, nil, tt.args...)
@@ -89,24 +93,32 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"external-url": "https://nodes.example", "trusted-proxy": "10.0.0.0/8, 192.0.2.7", "tls-cert": "c.pem", "tls-key": "k.pem",
 		"tls-self-signed": "true", "database-url": "postgres://u:hunter2@a:5432,b:5432/d?sslmode=verify-full", "insecure-http": "true", "metrics-listen": "", "log-format": "text", "log-level": "debug",
 		"streams-per-session": "3", "streams-per-person": "4", "streams-per-address": "5", "streams": "6",
-		"credentials-key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
+		"connections-per-address": "7", "connections": "8",
+		"key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
 		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
 		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "heads": "-", "audit-key": "AAAA",
-		"totp-key-file": "kek", "invite": "true",
+		"invite":      "true",
 		"oidc-issuer": "https://idp.example/realm", "oidc-client-id": "us", "oidc-client-secret-file": "s", "oidc-ca-file": "ca", "oidc-scopes": "a,b",
-		"oidc-groups-claim": "teams", "oidc-name-claim": "nick", "oidc-role-map": "cn=a,dc=b=admin;sre=operator",
+		"oidc-groups-claim": "teams", "oidc-name-claim": "nick", "oidc-role-map": "cn=a,dc=b=admin;sre=operator@prod-*",
 		"ldap-url": "ldaps://dir.example", "ldap-ca-file": "ca", "ldap-bind-dn": "cn=us", "ldap-bind-password-file": "p", "ldap-user-base": "dc=b",
 		"ldap-user-filter": "(cn={{name}})", "ldap-id-attribute": "objectGUID", "ldap-group-base": "ou=g", "ldap-group-filter": "(m={{dn}})",
 		"ldap-group-name": "ou", "ldap-role-map": "cn=a,dc=b=admin;sre=operator",
+		"trusted-header-user": "X-User", "trusted-header-groups": "X-Groups", "trusted-header-from": "192.0.2.7, 10.0.0.0/8",
+		"trusted-header-secret-file": "s2", "trusted-header-secret-name": "X-Secret", "trusted-header-role": "a=viewer;b=admin@label:x=y",
+		"scope": "prod-*", "also": "node.cordon,node.drain",
 		"role": "operator", "password-file": "-", "server": "https://knm.example:8443", "cluster": "prod", "token-file": tokenFile,
 	}
 	// Some flags are good only together with another one.
 	also := map[string][]string{
+		"database-url":    {"KNM_KEY_FILE=k"},
 		"audit-retention": {"KNM_AUDIT_KEY_FILE=a.key"}, "tls-cert": {"KNM_TLS_KEY=k.pem"}, "tls-key": {"KNM_TLS_CERT=c.pem"},
-		"credentials-key-file": {},
 	}
 	oidc := []string{"KNM_OIDC_ISSUER=https://idp.example", "KNM_OIDC_CLIENT_ID=x", "KNM_OIDC_ROLE_MAP=a=viewer"}
 	ldap := []string{"KNM_LDAP_URL=ldap://dir.example:389", "KNM_LDAP_USER_BASE=dc=x", "KNM_LDAP_ROLE_MAP=a=viewer"}
+	header := []string{
+		"KNM_TRUSTED_HEADER_USER=X-A", "KNM_TRUSTED_HEADER_GROUPS=X-B", "KNM_TRUSTED_HEADER_FROM=127.0.0.1", "KNM_TRUSTED_HEADER_SECRET_FILE=s",
+		"KNM_TRUSTED_HEADER_SECRET_NAME=X-C", "KNM_TRUSTED_HEADER_ROLE=a=viewer",
+	}
 	for name := range values {
 		more, own := []string(nil), envName(name)+"="
 		switch {
@@ -114,6 +126,8 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 			more = oidc
 		case strings.HasPrefix(name, "ldap-"):
 			more = ldap
+		case strings.HasPrefix(name, "trusted-header-"):
+			more = header
 		}
 		for _, kv := range more {
 			if !strings.HasPrefix(kv, own) {
@@ -126,7 +140,7 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 	also["ldap-group-filter"] = append(also["ldap-group-filter"], "KNM_LDAP_GROUP_BASE=ou=g")
 	base := map[string][]string{
 		"serve": {"serve"}, "add": {"user", "add", "x"}, "list": {"user", "list"}, "disable": {"user", "disable", "x"},
-		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "reset-totp": {"user", "reset-totp", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"credentials", "rotate"},
+		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "reset-totp": {"user", "reset-totp", "x"}, "grant": {"user", "grant", "x"}, "revoke": {"user", "revoke", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"key", "rotate"},
 	}
 	parser, err := kong.New(&cli{})
 	if err != nil {
@@ -145,14 +159,14 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 			}
 			seen++
 			args := base[leaf.Name]
-			if leaf.Name == "add" && f.Name != "role" {
+			if (leaf.Name == "add" || leaf.Name == "grant") && f.Name != "role" {
 				args = append(slices.Clip(args), "--role=viewer")
 			}
-			if leaf.Name == "rotate" && f.Name != "credentials-key-file" {
-				args = append(slices.Clip(args), "--credentials-key-file=k")
+			if (leaf.Name == "grant" || leaf.Name == "revoke") && f.Name != "scope" {
+				args = append(slices.Clip(args), "--scope=x")
 			}
 			before := Config{}
-			if leaf.Name != "add" || f.Name != "role" {
+			if f.Name != "role" && f.Name != "scope" {
 				if before, err = parse(t, also[f.Name], args...); err != nil && also[f.Name] == nil {
 					t.Errorf("%s: %v", leaf.Name, err)
 				}
@@ -196,6 +210,45 @@ func TestParse_CommandLineWins(t *testing.T) {
 	}
 }
 
+// headers are all that signing in by a header needs.
+var headers = []string{
+	"serve", "--trusted-header-user", "X-A", "--trusted-header-groups", "X-B", "--trusted-header-from", "127.0.0.1", "--trusted-header-secret-file", "s",
+	"--trusted-header-secret-name", "X-C", "--trusted-header-role", "a=viewer",
+}
+
+func TestParse_GroupRoles(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		pair string
+		want GroupRole // zero for what is refused
+	}{
+		{"a=viewer", GroupRole{Group: "a", Role: "viewer"}},
+		{"cn=a,dc=b=admin", GroupRole{Group: "cn=a,dc=b", Role: "admin"}},
+		{"cn=admin,dc=b=viewer", GroupRole{Group: "cn=admin,dc=b", Role: "viewer"}},
+		{"cn=admin@corp=viewer", GroupRole{Group: "cn=admin@corp", Role: "viewer"}},
+		{"a@b=operator@prod-*", GroupRole{Group: "a@b", Role: "operator", Scope: "prod-*"}},
+		{"ops=operator@label:env=prod,x=admin", GroupRole{Group: "ops", Role: "operator", Scope: "label:env=prod,x=admin"}},
+		{"with blanks=operator@*", GroupRole{Group: "with blanks", Role: "operator", Scope: "*"}},
+		{"a=operator@", GroupRole{}},
+		{"=viewer", GroupRole{}},
+		{"a=root", GroupRole{}},
+		{"a=none@x", GroupRole{}},
+		{"a", GroupRole{}},
+		{"a=viewer@x y", GroupRole{}},
+		{"a=viewer@x=y", GroupRole{}},
+		{"a=Viewer", GroupRole{}},
+	} {
+		got, err := parse(t, nil, "serve", "--oidc-issuer=https://idp.example", "--oidc-client-id=x", "--oidc-role-map="+tt.pair)
+		if (err == nil) != (tt.want != GroupRole{}) {
+			t.Errorf("%q: %v", tt.pair, err)
+			continue
+		}
+		if err == nil && (len(got.Serve.OIDC.Roles) != 1 || got.Serve.OIDC.Roles[0] != tt.want) {
+			t.Errorf("%q is %+v, want %+v", tt.pair, got.Serve.OIDC.Roles, tt.want)
+		}
+	}
+}
+
 func TestParse_Problems(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -232,9 +285,22 @@ func TestParse_Problems(t *testing.T) {
 		{"no place for data", nil, []string{"serve", "--data-dir", ""}, []string{"--data-dir"}},
 		{"token twice", []string{"KNM_TOKEN=x"}, []string{"watch", "--token-file", "f"}, []string{"--token-file"}},
 		{"token file missing", nil, []string{"watch", "--token-file", "does-not-exist"}, []string{"--token-file"}},
-		{"no keys to rotate to", nil, []string{"credentials", "rotate"}, []string{"--credentials-key-file", "KNM_CREDENTIALS_KEY"}},
-		{"keys twice", []string{"KNM_CREDENTIALS_KEY=hunter2"}, []string{"serve", "--credentials-key-file", "f"}, []string{"--credentials-key-file", "KNM_CREDENTIALS_KEY"}},
+		{"no keys to rotate to", nil, []string{"key", "rotate", "--database-url", "postgres://h/d"}, []string{"--key-file", "KNM_KEY"}},
+		{"keys twice", []string{"KNM_KEY=hunter2"}, []string{"serve", "--key-file", "f"}, []string{"--key-file", "KNM_KEY"}},
 		{"open to what", nil, []string{"serve", "--cluster-address-allow", "lo"}, []string{"--cluster-address-allow", `"lo"`}},
+		{"some of the headers", nil, []string{"serve", "--trusted-header-user", "X-User"}, []string{
+			"--trusted-header-groups", "--trusted-header-from", "--trusted-header-secret-file", "--trusted-header-secret-name", "--trusted-header-role",
+		}},
+		{"a secret alone", []string{"KNM_TRUSTED_HEADER_SECRET_FILE=f"}, []string{"serve"}, []string{"--trusted-header-user"}},
+		{"headers that are none", nil, append(slices.Clip(headers), "--trusted-header-user", "X_User"), []string{"--trusted-header-user", `"X_User"`}},
+		{"headers of somebody else", nil, append(slices.Clip(headers), "--trusted-header-user", "Authorization"), []string{"--trusted-header-user"}},
+		{"one header for two", nil, append(slices.Clip(headers), "--trusted-header-user", "x-b"), []string{"there twice"}},
+		{"headers of everybody", nil, append(slices.Clip(headers), "--trusted-header-from", "0.0.0.0/0"), []string{"--trusted-header-from"}},
+		{"headers from where", nil, append(slices.Clip(headers), "--trusted-header-from", "proxy"), []string{`"proxy"`}},
+		{"a role of no role", nil, append(slices.Clip(headers), "--trusted-header-role", "a=none"), []string{"--trusted-header-role"}},
+		{"a group twice", nil, append(slices.Clip(headers), "--trusted-header-role", "b=viewer@x", "--trusted-header-role", "b=admin@x"), []string{"twice"}},
+		{"a grant of none", nil, []string{"user", "grant", "x", "--scope", "a", "--role", "none"}, []string{"role"}},
+		{"a grant of nowhere", nil, []string{"user", "grant", "x", "--role", "viewer"}, []string{"--scope"}},
 		{"server with path", nil, []string{"watch", "--server", "http://x/y"}, []string{"--server"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -26,6 +26,9 @@ const (
 	maxRSA   = 8192
 )
 
+// ErrUnreadable says that what is stored is no Access.
+var ErrUnreadable = fmt.Errorf("the credential cannot be read: %w", fleet.ErrUnavailable)
+
 // Access is everything there is to know of the way to a cluster and the credential for it, and nothing else. No way of
 // printing it shows a secret.
 type Access struct {

@@ -46,6 +46,9 @@ type answer struct {
 	intended bool // it was announced
 }
 
+// longestAsked bounds what a server can ask for: a cluster that means ill must not hold a drain until its time is over.
+const longestAsked = 30 * time.Second
+
 // interpret says what the error of an eviction means. It goes by codes, reasons and causes, never by text.
 func interpret(err error) answer {
 	if err == nil {
@@ -61,7 +64,7 @@ func interpret(err error) answer {
 	if s.Details != nil {
 		about = *s.Details
 	}
-	a.retry = time.Duration(about.RetryAfterSeconds) * time.Second
+	a.retry = min(time.Duration(about.RetryAfterSeconds)*time.Second, longestAsked)
 	switch {
 	case s.Code == http.StatusNotFound:
 		a.meaning = meansGone

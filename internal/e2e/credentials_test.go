@@ -53,7 +53,7 @@ func object(t *testing.T, fields ...string) string {
 
 func keyFile(t *testing.T) string {
 	t.Helper()
-	out, err := program("credentials", "new-key").Output()
+	out, err := program("key", "new").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func keyFile(t *testing.T) string {
 
 // webArgs start a server that takes clusters through the web, those of this host too.
 func webArgs(keys string) []string {
-	return []string{"--credentials-key-file", keys, "--cluster-address-allow", "127.0.0.0/8", "--cluster-address-allow", "::1"}
+	return []string{"--key-file", keys, "--cluster-address-allow", "127.0.0.0/8", "--cluster-address-allow", "::1"}
 }
 
 func (c *client) clusterIs(what, name, want string, live *stream) {
@@ -157,14 +157,14 @@ func TestWebCluster_WholeLife(t *testing.T) {
 	if err := os.WriteFile(both, append(read(t, fresh), read(t, keys)...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out := s.run("", "credentials", "rotate", "--credentials-key-file", both); !strings.HasPrefix(out, "1 credentials rewrapped") {
+	if out := s.run("", "key", "rotate", "--key-file", both); !strings.HasPrefix(out, "1 secrets rewrapped") {
 		t.Errorf("rotate: %s", out)
 	}
-	if out := s.run("", "credentials", "rotate", "--credentials-key-file", both); !strings.HasPrefix(out, "0 credentials rewrapped") {
+	if out := s.run("", "key", "rotate", "--key-file", both); !strings.HasPrefix(out, "0 secrets rewrapped") {
 		t.Errorf("rotate again: %s", out)
 	}
 	s.stop()
-	wrong := program("serve", "--listen", s.listen, "--data-dir", s.dataDir, "--metrics-listen", "", "--credentials-key-file", keys)
+	wrong := program("serve", "--listen", s.listen, "--data-dir", s.dataDir, "--metrics-listen", "", "--key-file", keys)
 	out, err := wrong.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "which is not among those that were given") {
 		t.Errorf("a start with the old key: %v %s", err, out)
@@ -365,12 +365,13 @@ func TestWebCluster_Refused(t *testing.T) {
 	root.json(422, nil, "POST", "/api/v1/clusters", object(t, "name", "new", "kubeconfig", good, "identity", "x"))
 	root.json(204, nil, "DELETE", "/api/v1/clusters/test", "")
 
-	off := startServerWith(t, "--kubeconfig", k.Kubeconfig)
+	// On PostgreSQL nobody makes a key: each replica would have another one.
+	off := startServerOn(t, storetest.Postgres(t).Database(t), "--kubeconfig", k.Kubeconfig)
 	admin := off.client(t, "root", "admin")
 	for _, door := range [][2]string{{"POST", "/api/v1/clusters"}, {"POST", "/api/v1/clusters/test"}, {"PUT", "/api/v1/clusters/x"}} {
 		var problem struct{ Detail string }
 		admin.json(409, &problem, door[0], door[1], object(t, "name", "x", "kubeconfig", good))
-		if !strings.Contains(problem.Detail, "--credentials-key-file") {
+		if !strings.Contains(problem.Detail, "--key-file") {
 			t.Errorf("%v: %+v", door, problem)
 		}
 	}

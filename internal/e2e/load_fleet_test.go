@@ -85,7 +85,7 @@ func people(tb testing.TB, dir string, streams int) (tokens []string) {
 		}
 		by := fleet.Caller{UserID: u.ID, Name: u.Name, Role: u.Role, Via: "session"}
 		for t := range tokensPerPerson {
-			secret, _, err := svc.AddToken(tb.Context(), by, "bench "+strconv.Itoa(t), time.Now().Add(24*time.Hour))
+			secret, _, err := svc.AddToken(tb.Context(), by, fleet.Token{Name: "bench " + strconv.Itoa(t), ExpiresAt: time.Now().Add(24 * time.Hour)})
 			if err != nil {
 				tb.Fatal(err)
 			}

@@ -236,12 +236,21 @@ func (s *server) start() {
 }
 
 func (s *server) get(path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.url+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.send(req)
+}
+
+// send asks the server, whose certificate nobody knows if it has one.
+func (s *server) send(req *http.Request) (*http.Response, error) {
 	if !s.tls {
-		return http.Get(s.url + path)
+		return http.DefaultClient.Do(req)
 	}
 	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	defer tr.CloseIdleConnections()
-	return (&http.Client{Transport: tr}).Get(s.url + path)
+	return (&http.Client{Transport: tr}).Do(req)
 }
 
 // stop asks the program to end and waits until it has.
@@ -329,11 +338,18 @@ func (s *server) client(t testing.TB, name, role string) *client {
 	t.Helper()
 	password := s.addUser(name, role)
 	c := &client{t: t, base: s.url}
+	c.login(name, password)
+	s.used("the session of "+name, c.cookie.Value)
+	return c
+}
+
+func (c *client) login(name, password string) {
+	c.t.Helper()
 	form := "username=" + name + "&password=" + password
 	resp := c.send("POST", "/login", "application/x-www-form-urlencoded", form)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusSeeOther || len(resp.Cookies()) == 0 {
-		t.Fatalf("signing in: %s, %d cookies", resp.Status, len(resp.Cookies()))
+		c.t.Fatalf("signing in: %s, %d cookies", resp.Status, len(resp.Cookies()))
 	}
 	for _, k := range resp.Cookies() {
 		if strings.Contains(k.Name, "knm") && k.HttpOnly {
@@ -341,10 +357,8 @@ func (s *server) client(t testing.TB, name, role string) *client {
 		}
 	}
 	if c.cookie == nil {
-		t.Fatalf("no session among the cookies: %v", resp.Cookies())
+		c.t.Fatalf("no session among the cookies: %v", resp.Cookies())
 	}
-	s.used("the session of "+name, c.cookie.Value)
-	return c
 }
 
 var noRedirect = &http.Client{

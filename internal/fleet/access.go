@@ -117,6 +117,19 @@ func (g Grant) Check() (Grant, error) {
 	return g, nil
 }
 
+// String is a grant for the record and for the command line: "operator+node.no_execute in prod-*".
+func (g Grant) String() string {
+	words := []string{string(g.Role)}
+	for _, p := range g.Also {
+		words = append(words, string(p))
+	}
+	text := strings.Join(words, "+") + " in " + string(g.Scope)
+	if g.From != "" {
+		text += " by " + string(g.From)
+	}
+	return text
+}
+
 func (g Grant) holds(p Permission) bool {
 	return inCluster(p) && (grants[g.Role][p] || slices.Contains(g.Also, p))
 }

@@ -14,8 +14,8 @@ type Account struct {
 // person's sessions; disabling and a new password end the API tokens too.
 type UserChange struct {
 	Role      *Role
-	Grants    *[]Grant
-	Groups    *[]string // that a provider vouches for now; a change of these alone ends nothing
+	Grants    func(now []Grant) ([]Grant, error) // what the grants become; may be asked again, and nil leaves them
+	Groups    *[]string                          // that a provider vouches for now; a change of these alone ends nothing
 	Disabled  *bool
 	Password  *string // argon2id hash in PHC form
 	Revoke    bool    // end sessions and tokens, change nothing

@@ -284,7 +284,11 @@ type BatchFilter struct {
 	Cluster string
 	Parent  string // batches that repeat or take back this one
 	Since   time.Time
-	Limit   int
+	IDs     []string // of these batches only
+	// Within, unless it is nil, are the clusters that whoever asks sees: a batch that is about any other one is left out.
+	// Empty leaves out all of them.
+	Within []string
+	Limit  int
 }
 
 // ItemResult is what acting on one node came to. A non-nil error beside it says that the item failed.

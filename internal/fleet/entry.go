@@ -20,38 +20,58 @@ type Entry struct {
 	Action  string    `json:"action"` // signin, signout, user.add, cordon, uncordon, batch.create, …
 	Phase   string    `json:"phase"`  // intent, result, denied, event
 	Cluster string    `json:"cluster,omitempty"`
-	Node    string    `json:"node,omitempty"`
-	NodeUID string    `json:"node_uid,omitempty"`
-	Batch   string    `json:"batch,omitempty"`
-	Outcome string    `json:"outcome,omitempty"` // succeeded, failed, skipped, denied
-	Reason  string    `json:"reason,omitempty"`  // what the person gave
-	Detail  string    `json:"detail,omitempty"`  // before and after, or the error
-	Prev    string    `json:"prev"`              // hash of the entry before
-	Hash    string    `json:"hash"`              // SHA-256 over the canonical entry and Prev, hex
+	// ClusterUID tells which cluster was called that; "" where it was not known, or from before it was recorded.
+	ClusterUID string `json:"cluster_uid,omitempty"`
+	As         string `json:"as,omitempty"` // identity that was used towards the cluster
+	Node       string `json:"node,omitempty"`
+	NodeUID    string `json:"node_uid,omitempty"`
+	Batch      string `json:"batch,omitempty"`
+	Outcome    string `json:"outcome,omitempty"` // succeeded, failed, skipped, denied
+	Reason     string `json:"reason,omitempty"`  // what the person gave
+	Detail     string `json:"detail,omitempty"`  // before and after, or the error
+	Prev       string `json:"prev"`              // hash of the entry before
+	Hash       string `json:"hash"`              // SHA-256 over the canonical entry and Prev, hex
 }
 
 // AuditFilter narrows a reading of the record; zero fields do not narrow.
 type AuditFilter struct {
-	User, Cluster, Node, Action string
-	Since, Until                time.Time
-	Limit                       int
-	BeforeSeq                   int64 // for paging: only entries older than this one
+	User, Cluster, Node, Action, Outcome, Batch, Session string
+
+	Since, Until time.Time // from Since on, and before Until
+	Limit        int
+	BeforeSeq    int64 // only entries older than this one
+	AfterSeq     int64 // only entries newer than this one
+	Oldest       bool  // begin with the oldest entry, not with the newest
 }
 
-// entryForm names the canonical encoding below. A change of the encoding needs a new name.
-const entryForm = "knm-audit-1"
+// AuditOutcomes are what an entry can say came of it.
+func AuditOutcomes() []string {
+	return []string{"succeeded", "failed", "skipped", "denied", "partial", "cancelled"}
+}
 
-// Sum is the hash an entry must carry: lower-case hex of SHA-256 over the canonical encoding, which is entryForm and
-// then Seq, At, Actor, Via, Session, Addr, Action, Phase, Cluster, Node, NodeUID, Batch, Outcome, Reason, Detail and
-// Prev, each written as its length in bytes in decimal, a colon, the bytes and a newline. Numbers are decimal; At is
-// microseconds since 1970 in UTC. The lengths keep two different entries from ever having the same encoding.
+// The canonical encodings of an entry. A change of one needs a new name.
+const (
+	entryForm = "knm-audit-1"
+	// entryForm2 adds ClusterUID and As. Entries without either keep the first, and with it the hash that they always had.
+	entryForm2 = "knm-audit-2"
+)
+
+// Sum is the hash an entry must carry: lower-case hex of SHA-256 over the canonical encoding, which is the name of the
+// form and then Seq, At, Actor, Via, Session, Addr, Action, Phase, Cluster, Node, NodeUID, Batch, Outcome, Reason, Detail
+// and Prev, each written as its length in bytes in decimal, a colon, the bytes and a newline. Numbers are decimal; At is
+// microseconds since 1970 in UTC. The form is knm-audit-1; for an entry with ClusterUID or As it is knm-audit-2, and those
+// two come last. The lengths and the name keep two different entries from ever having the same encoding.
 func (e Entry) Sum() string {
+	form, more := entryForm, []string(nil)
+	if e.ClusterUID != "" || e.As != "" {
+		form, more = entryForm2, []string{e.ClusterUID, e.As}
+	}
 	h := sha256.New()
-	writeField(h, entryForm)
-	for _, field := range []string{
+	writeField(h, form)
+	for _, field := range append([]string{
 		strconv.FormatInt(e.Seq, 10), strconv.FormatInt(e.At.UnixMicro(), 10), e.Actor, e.Via, e.Session, e.Addr,
 		e.Action, e.Phase, e.Cluster, e.Node, e.NodeUID, e.Batch, e.Outcome, e.Reason, e.Detail, e.Prev,
-	} {
+	}, more...) {
 		writeField(h, field)
 	}
 	return hex.EncodeToString(h.Sum(nil))

@@ -56,15 +56,31 @@ func Invalid(field, format string, args ...any) *FieldError {
 // BusyError says that a node is in the hands of another batch. It is ErrConflict.
 type BusyError struct {
 	Node  NodeRef
-	Batch string // id of the batch that holds the node
+	Batch string // id of the batch that holds the node; "" for whoever does not see it
 }
 
 func (e *BusyError) Error() string {
+	if e.Batch == "" {
+		return fmt.Sprintf("%s is being worked on by another batch", e.Node)
+	}
 	return fmt.Sprintf("%s is being worked on by batch %s", e.Node, e.Batch)
 }
 
 // Is makes every BusyError an ErrConflict.
 func (e *BusyError) Is(target error) bool { return target == ErrConflict }
+
+// DeniedError says what somebody lacks in which cluster, of which they know. It is ErrForbidden.
+type DeniedError struct {
+	Cluster    string
+	Permission Permission
+}
+
+func (e *DeniedError) Error() string {
+	return fmt.Sprintf("this needs %s in cluster %s", e.Permission, e.Cluster)
+}
+
+// Is makes every DeniedError an ErrForbidden.
+func (e *DeniedError) Is(target error) bool { return target == ErrForbidden }
 
 // PlanChangedError says that what a person consented to is not what would happen now. It is ErrConflict.
 type PlanChangedError struct {

@@ -39,20 +39,12 @@ const (
 	FaultOther      = "other"      // the log says
 )
 
-// SealedCredential is a secret as it is stored: a data key wrapped by the key with the given id, and what the data key
-// seals. Texts are base64.
-type SealedCredential struct {
-	Key     string `db:"key_id"`
-	Wrapped string `db:"wrapped"`
-	Data    string `db:"sealed"`
-}
-
 // StoredCluster is a row of a managed cluster.
 type StoredCluster struct {
 	ID     string // never reused; part of what the credential is sealed to
 	Name   string
 	Server string // for display while the credential cannot be read
-	SealedCredential
+	Sealed
 	Version   int64 // moves with every change of the credential, not with its rotation
 	AddedBy   string
 	AddedAt   time.Time
@@ -60,9 +52,9 @@ type StoredCluster struct {
 	ChangedAt time.Time
 }
 
-// Rewrapped is a new wrapping of the data key of one row, good only if the old one is still there.
-type Rewrapped struct {
-	ID, Was, Key, Wrapped string
+// Place is where the credential is kept.
+func (c StoredCluster) Place() Place {
+	return SealedRow{Table: SealedClusters, ID: c.ID, Name: c.Name}.Place()
 }
 
 // ClusterTest is what came of trying a credential once.

@@ -1,6 +1,10 @@
 package fleet
 
-import "time"
+import (
+	"slices"
+	"strings"
+	"time"
+)
 
 // PersonKind says where a person is known, and thereby how they sign in.
 type PersonKind string
@@ -23,14 +27,24 @@ type Identity struct {
 type Vouched struct {
 	Identity
 	Name string // that they go by; used when the person is first seen
-	Role Role   // "" if nothing that they are maps to a role
+	Role Role   // everywhere; "" if nothing that they are maps to one
+
+	Grants []Grant  // in some clusters
+	Groups []string // that they are in
 }
+
+// HeaderIssuer begins the issuer of people for whom a header of a trusted proxy vouches; the name of the header follows.
+// To the rest of the program they are people of an identity provider.
+const HeaderIssuer = "trusted-header:"
 
 // Factor is the second factor of a person.
 type Factor struct {
-	Secret   string // encrypted
-	LastStep int64  // of the last code that was taken; no code of this or an earlier step is good
+	Secret   Sealed
+	LastStep int64 // of the last code that was taken; no code of this or an earlier step is good
 }
+
+// FactorPlace is where the secret of a person's second factor is kept.
+func FactorPlace(userID string) Place { return SealedRow{Table: SealedFactors, ID: userID}.Place() }
 
 // FactorState is what a person may know of their own second factor.
 type FactorState struct {
@@ -83,13 +97,39 @@ func (*SecondStepError) Error() string { return "a second factor is needed" }
 // Is makes every SecondStepError an ErrUnauthenticated.
 func (*SecondStepError) Is(target error) bool { return target == ErrUnauthenticated }
 
-// MostOf is the role that may do most among those that the groups map to, "" if none maps to any.
-func MostOf(groups []string, roles map[string]Role) Role {
-	best := Role("")
+// RoleMap is what groups of a provider may do, by group.
+type RoleMap map[string][]GroupRole
+
+// GroupRole is a role everywhere, or where the scope says.
+type GroupRole struct {
+	Role  Role
+	Scope Scope // "" for everywhere
+}
+
+// Vouch says of somebody what their groups come to: the role that may do most, and one grant for each scope.
+func (m RoleMap) Vouch(id Identity, name string, groups []string) Vouched {
+	v := Vouched{Identity: id, Name: name, Groups: groups}
+	scoped := map[Scope]Role{}
 	for _, g := range groups {
-		if r, ok := roles[g]; ok && len(grants[r]) > len(grants[best]) {
-			best = r
+		for _, r := range m[g] {
+			if r.Scope == "" {
+				v.Role = most(v.Role, r.Role)
+			} else {
+				scoped[r.Scope] = most(scoped[r.Scope], r.Role)
+			}
 		}
 	}
-	return best
+	for scope, role := range scoped {
+		v.Grants = append(v.Grants, Grant{Scope: scope, Role: role, From: id.Kind})
+	}
+	slices.SortFunc(v.Grants, func(a, b Grant) int { return strings.Compare(string(a.Scope), string(b.Scope)) })
+	return v
+}
+
+// most is the role that may do more.
+func most(a, b Role) Role {
+	if len(grants[b]) > len(grants[a]) {
+		return b
+	}
+	return a
 }

@@ -57,6 +57,7 @@ type Cluster struct {
 
 // line is what a cluster's connections have in common.
 type line struct {
+	limits   Limits
 	read     atomic.Int64                                // bytes of answers to the watch client
 	dials    atomic.Int64                                // connections made
 	open     atomic.Int64                                // connections that are open
@@ -131,7 +132,10 @@ func (c Cluster) Close() {
 // Option changes how clients are made.
 type Option func(*options)
 
-type options struct{ version string }
+type options struct {
+	version string
+	limits  Limits
+}
 
 // WithVersion sets the version that the user agent names.
 func WithVersion(v string) Option { return func(o *options) { o.version = v } }
@@ -245,7 +249,7 @@ func New(name string, cfg *rest.Config, opts ...Option) (Cluster, error) {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext
 	}
-	line := &line{}
+	line := &line{limits: o.limits.complete()}
 	dialer := connrotation.NewDialer(func(ctx context.Context, network, address string) (net.Conn, error) {
 		if line.ended.Load() {
 			return nil, fmt.Errorf("dialing: cluster %s was removed: %w", name, fleet.ErrUnavailable)

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"testing"
 
@@ -67,16 +66,33 @@ func (spaces) Close() error { return nil }
 
 func TestGuardedBody_Ends(t *testing.T) {
 	t.Parallel()
-	for path, most := range map[string]int64{"/version": maxAnswer, "/api/v1/nodes?watch=true": maxEvent} {
-		u, err := url.Parse("https://x" + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := &guardedBody{ReadCloser: spaces{}, line: &line{}, counted: true, left: limitOf(u)}
+	limits := Limits{}.complete()
+	for _, tt := range []struct {
+		method, path string
+		most         int64
+	}{
+		{"GET", "/version", limits.List},
+		{"GET", "/api/v1/nodes?watch=true", limits.Event},
+		{"GET", "/prefix/api/v1/nodes/node-1", limits.Object},
+		{"GET", "/api/v1/namespaces/api/pods/x", limits.Object},
+		{"GET", "/apis/apps/v1/namespaces/x/deployments/y", limits.Object},
+		{"GET", "/apis/apps/v1/namespaces/x/deployments", limits.List},
+		{"GET", "/api/v1/namespaces/x/pods", limits.List},
+		{"GET", "/api/v1/namespaces", limits.List},
+		{"GET", "/api/v1/pods", limits.List},
+		{"PATCH", "/api/v1/nodes/node-1", limits.Object},
+		{"POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", limits.Object},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), tt.method, "https://x"+tt.path, nil)
+		b := &guardedBody{ReadCloser: spaces{}, line: &line{limits: limits}, counted: true, most: limits.of(r), left: limits.of(r)}
 		n, err := io.Copy(io.Discard, b)
-		if !errors.Is(err, fleet.ErrTooLarge) || n > most || n < most/2 {
-			t.Errorf("%s: %d bytes, %v", path, n, err)
+		if e, ok := errors.AsType[*SizeError](err); !ok || !errors.Is(err, fleet.ErrTooLarge) || e.Most != tt.most || n > tt.most || n < tt.most/2 {
+			t.Errorf("%s %s: %d bytes, %v", tt.method, tt.path, n, err)
 		}
+	}
+	r := httptest.NewRequestWithContext(t.Context(), "GET", "https://x/prefix/api/v1/nodes", nil)
+	if got := limits.of(r); got != limits.Nodes {
+		t.Errorf("a list of nodes may have %d bytes", got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,13 +15,39 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
-// The most that one answer may hold. client-go reads an answer into memory before it looks at it, and a server that
-// never stops must not take the process down. A watch may have any number of events, each of that much at most.
-const (
-	maxNodes  = 512 << 20 // ten times a list of 5,000 large nodes
-	maxAnswer = 64 << 20
-	maxEvent  = 32 << 20
-)
+// Limits are the most that one answer of a server may hold, unpacked. client-go reads an answer into memory before it
+// looks at it, and a server that never stops must not take the process down. Zero stands for the default in brackets.
+type Limits struct {
+	Nodes  int64 // a list of nodes [256 MiB: five times a list of 5,000 large ones]
+	List   int64 // any other list [64 MiB]
+	Object int64 // one object, and the answer to a write [8 MiB]
+	Event  int64 // one event of a watch, which may have any number of them [8 MiB]
+}
+
+func (l Limits) complete() Limits {
+	return Limits{
+		Nodes: cmp.Or(l.Nodes, 256<<20), List: cmp.Or(l.List, 64<<20), Object: cmp.Or(l.Object, 8<<20), Event: cmp.Or(l.Event, 8<<20),
+	}
+}
+
+// WithLimits sets how large answers may be.
+func WithLimits(l Limits) Option { return func(o *options) { o.limits = l } }
+
+// longestPatience bounds what a server can ask for with Retry-After: client-go would wait for as long as it is told.
+const longestPatience = 30 * time.Second
+
+// SizeError says that an answer went on beyond what it may hold. It is a fleet.ErrTooLarge.
+type SizeError struct{ Most int64 }
+
+func (e *SizeError) Error() string {
+	if e.Most < 1<<20 {
+		return fmt.Sprintf("response too large: it has more than %d bytes", e.Most)
+	}
+	return fmt.Sprintf("response too large: it has more than %d MiB", e.Most>>20)
+}
+
+// Unwrap gives the kind.
+func (e *SizeError) Unwrap() error { return fleet.ErrTooLarge }
 
 // RedirectError says that a server sends us elsewhere. Nobody goes there: the next server would be sent the credential.
 type RedirectError struct{ To string }
@@ -49,6 +76,7 @@ func (g *guarded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	clampPatience(resp)
 	if !g.acts {
 		g.line.patience.Store(int64(patience(resp)))
 	}
@@ -56,10 +84,11 @@ func (g *guarded) RoundTrip(r *http.Request) (*http.Response, error) {
 		closeBody(resp.Body)
 		return nil, &RedirectError{To: origin(resp)}
 	}
-	if resp.StatusCode == http.StatusOK && limitOf(r.URL) < 0 {
+	limit := g.line.limits.of(r)
+	if resp.StatusCode == http.StatusOK && limit < 0 {
 		g.line.frame.Store(0)
 	}
-	resp.Body = &guardedBody{ReadCloser: resp.Body, line: g.line, counted: !g.acts, left: limitOf(r.URL)}
+	resp.Body = &guardedBody{ReadCloser: resp.Body, line: g.line, counted: !g.acts, most: limit, left: limit}
 	return resp, nil
 }
 
@@ -115,6 +144,22 @@ func patience(resp *http.Response) time.Duration {
 	return 0
 }
 
+// clampPatience keeps a Retry-After in bounds, for whoever reads it.
+func clampPatience(resp *http.Response) {
+	const name = "Retry-After"
+	after := resp.Header.Get(name)
+	if after == "" {
+		return
+	}
+	wait := longestPatience
+	if s, err := strconv.ParseUint(after, 10, 64); err == nil {
+		wait = time.Duration(min(s, uint64(longestPatience/time.Second))) * time.Second //nolint:gosec // G115: bounded
+	} else if at, err := http.ParseTime(after); err == nil {
+		wait = min(max(0, time.Until(at)), longestPatience).Truncate(time.Second)
+	}
+	resp.Header.Set(name, strconv.Itoa(int(wait/time.Second)))
+}
+
 // WrappedRoundTripper lets client-go find the transport below.
 func (g *guarded) WrappedRoundTripper() http.RoundTripper { return g.RoundTripper }
 
@@ -133,22 +178,42 @@ func origin(resp *http.Response) string {
 	return (&url.URL{Scheme: to.Scheme, Host: to.Host}).String()
 }
 
-// limitOf is how many bytes the answer may have, -1 for any number.
-func limitOf(u *url.URL) int64 {
+// of is how many bytes the answer may have, -1 for any number.
+func (l Limits) of(r *http.Request) int64 {
 	switch {
-	case u.Query().Has("watch"):
+	case r.URL.Query().Has("watch"):
 		return -1
-	case strings.HasSuffix(u.Path, "/api/v1/nodes"):
-		return maxNodes
+	case r.Method != http.MethodGet || object(r.URL.Path):
+		return l.Object
+	case strings.HasSuffix(r.URL.Path, "/api/v1/nodes"):
+		return l.Nodes
 	}
-	return maxAnswer
+	return l.List
+}
+
+// object tells whether a path names one object: /api/v1/nodes/x, /apis/apps/v1/namespaces/x/deployments/y.
+func object(path string) bool {
+	_, rest, ok := strings.Cut(path, "/api/")
+	version := 1
+	if !ok {
+		if _, rest, ok = strings.Cut(path, "/apis/"); !ok {
+			return false
+		}
+		version = 2
+	}
+	parts := strings.Split(rest, "/")
+	parts = parts[min(version, len(parts)):]
+	if len(parts) > 2 && parts[0] == "namespaces" {
+		parts = parts[2:]
+	}
+	return len(parts) > 1
 }
 
 type guardedBody struct {
 	io.ReadCloser
-	line    *line
-	counted bool
-	left    int64 // negative: no limit
+	line       *line
+	counted    bool
+	most, left int64 // negative: no limit
 }
 
 func (b *guardedBody) Read(p []byte) (int, error) {
@@ -156,13 +221,13 @@ func (b *guardedBody) Read(p []byte) (int, error) {
 	if b.counted {
 		b.line.read.Add(int64(n))
 	}
-	if b.left < 0 && b.line.frame.Add(int64(n)) > maxEvent {
-		return 0, fmt.Errorf("the event does not end: %w", fleet.ErrTooLarge)
+	if b.left < 0 && b.line.frame.Add(int64(n)) > b.line.limits.Event {
+		return 0, fmt.Errorf("reading an event: %w", &SizeError{b.line.limits.Event})
 	}
 	if b.left >= 0 {
 		if b.left -= int64(n); b.left < 0 {
 			b.left = 0
-			return 0, fmt.Errorf("the answer does not end: %w", fleet.ErrTooLarge)
+			return 0, fmt.Errorf("reading an answer: %w", &SizeError{b.most})
 		}
 	}
 	return n, err

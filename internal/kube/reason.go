@@ -27,6 +27,9 @@ func Reason(err error) string {
 	if e, ok := errors.AsType[*RedirectError](err); ok {
 		return e.Error()
 	}
+	if e, ok := errors.AsType[*SizeError](err); ok {
+		return e.Error()
+	}
 	if status := apierrors.APIStatus(nil); errors.As(err, &status) {
 		if apierrors.IsTooManyRequests(err) {
 			return "throttled: " + status.Status().Message

@@ -56,7 +56,7 @@ func (w *whole) Caller(context.Context, string) (fleet.Caller, error) {
 }
 
 // Clusters and Node make whole the cache, with live reads: what the person saw a moment ago.
-func (w *whole) Clusters() []fleet.Cluster { return []fleet.Cluster{{Name: w.cluster.Name}} }
+func (w *whole) Clusters(fleet.Sight) []fleet.Cluster { return []fleet.Cluster{{Name: w.cluster.Name}} }
 
 func (w *whole) Unavailable(string) []string { return nil }
 
@@ -154,7 +154,7 @@ func (w *whole) wait(id string) (fleet.Batch, []fleet.Item) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Minute) // a bound for what hangs, not for what is slow
 	defer cancel()
 	for {
-		b, items, err := w.engine.Batch(ctx, id)
+		b, items, err := w.engine.Batch(ctx, ada, id)
 		if err != nil {
 			w.t.Fatalf("reading the batch: %v", err)
 		}
@@ -524,7 +524,7 @@ func TestCluster_DemotionStopsTheBatch(t *testing.T) {
 	}
 	w.run()
 	for {
-		got, _, err := w.engine.Batch(t.Context(), b.ID)
+		got, _, err := w.engine.Batch(t.Context(), ada, b.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -574,7 +574,7 @@ func TestCluster_NoWriteWithoutIntent(t *testing.T) {
 	mark := c.AuditLog(t).Mark()
 	w.run()
 	for {
-		b, _, err := w.engine.Batch(t.Context(), id)
+		b, _, err := w.engine.Batch(t.Context(), ada, id)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -133,7 +133,7 @@ func (o *Ops) authorize(ctx context.Context, by fleet.Caller, op fleet.Operation
 		asked[ref.Cluster] = true
 		if perm, ok := lacks(by, need, ref.Cluster); ok {
 			o.denied(ctx, by, "", op, ref, fmt.Sprintf("the role %q does not have %s", by.Role, perm))
-			return fmt.Errorf("%s in cluster %s needs %s: %w", op.Action, ref.Cluster, perm, fleet.ErrForbidden)
+			return fmt.Errorf("authorizing %s: %w", op.Action, &fleet.DeniedError{Cluster: ref.Cluster, Permission: perm})
 		}
 	}
 	return nil

@@ -205,11 +205,11 @@ func (o *Ops) copied(ctx context.Context, by fleet.Caller, op fleet.Operation) (
 		return op, fleet.Invalid("source", "%q does not end in the name of a node", op.Source)
 	case !by.May(fleet.PermNodesView, op.Source.Cluster):
 		o.denied(ctx, by, "", op, *op.Source, fmt.Sprintf("the role %q does not have %s", by.Role, fleet.PermNodesView))
-		return op, fmt.Errorf("copying from %s: %w", op.Source, fleet.ErrForbidden)
+		return op, unknownSource(*op.Source) // the refusal is for the record; to the person there is no such cluster
 	}
 	client, err := o.cfg.Clients(op.Source.Cluster, by)
 	if errors.Is(err, fleet.ErrNotFound) {
-		return op, fleet.Invalid("source", "%q names the cluster %q, which is not known here", op.Source, op.Source.Cluster)
+		return op, unknownSource(*op.Source)
 	}
 	if err != nil {
 		return op, fmt.Errorf("copying from %s: %w", op.Source, err)
@@ -227,6 +227,10 @@ func (o *Ops) copied(ctx context.Context, by fleet.Caller, op fleet.Operation) (
 	}
 	op.Taints = own.Lines()
 	return op, nil
+}
+
+func unknownSource(ref fleet.NodeRef) error {
+	return fleet.Invalid("source", "%q names the cluster %q, which is not known here", ref, ref.Cluster)
 }
 
 // filled freezes the lines of a template.

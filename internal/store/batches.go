@@ -349,9 +349,12 @@ func (s *Store) Batch(ctx context.Context, id string, after int64) (b fleet.Batc
 func (s *Store) Batches(ctx context.Context, f fleet.BatchFilter) (out []fleet.Batch, err error) {
 	var where []string
 	var args []any
-	add := func(cond string, arg any) {
+	add := func(cond string, arg ...any) {
 		where = append(where, cond)
-		args = append(args, arg)
+		args = append(args, arg...)
+	}
+	if f.IDs != nil && len(f.IDs) == 0 || f.Within != nil && len(f.Within) == 0 {
+		return nil, nil
 	}
 	if f.State != "" {
 		add(`state = ?`, string(f.State))
@@ -367,6 +370,15 @@ func (s *Store) Batches(ctx context.Context, f fleet.BatchFilter) (out []fleet.B
 	}
 	if !f.Since.IsZero() {
 		add(`created_at >= ?`, micros(f.Since))
+	}
+	if f.IDs != nil {
+		add(`id IN (`+marks(len(f.IDs))+`)`, texts(f.IDs)...)
+	}
+	if f.Within != nil {
+		in := `(` + marks(len(f.Within)) + `)`
+		add(`NOT EXISTS (SELECT 1 FROM batch_items i WHERE i.batch_id = batches.id AND i.cluster NOT IN `+in+`)`, texts(f.Within)...)
+		// Where taints were copied from is in the operation alone.
+		add(`(action <> '`+string(fleet.ActionCopy)+`' OR `+s.engine.json("operation")+` -> 'source' ->> 'cluster' IN `+in+`)`, texts(f.Within)...)
 	}
 	query := `SELECT ` + batchColumns + ` FROM batches`
 	if len(where) > 0 {
@@ -403,6 +415,17 @@ func (s *Store) Batches(ctx context.Context, f fleet.BatchFilter) (out []fleet.B
 		return nil
 	})
 	return out, err
+}
+
+// marks are the placeholders of a list of n values.
+func marks(n int) string { return strings.TrimSuffix(strings.Repeat(`?, `, n), `, `) }
+
+func texts(list []string) []any {
+	out := make([]any, len(list))
+	for i, s := range list {
+		out[i] = s
+	}
+	return out
 }
 
 // CancelBatch writes down who asked to cancel and the audit entry. It does nothing if somebody did before, and is

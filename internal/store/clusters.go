@@ -13,7 +13,7 @@ type clusterRow struct {
 	ID     string `db:"id"`
 	Name   string `db:"name"`
 	Server string `db:"server"`
-	fleet.SealedCredential
+	fleet.Sealed
 	Version   int64  `db:"version"`
 	AddedBy   string `db:"added_by"`
 	AddedAt   int64  `db:"added_at"`
@@ -25,7 +25,7 @@ const clusterColumns = `id, name, server, key_id, wrapped, sealed, version, adde
 
 func (r clusterRow) cluster() fleet.StoredCluster {
 	return fleet.StoredCluster{
-		ID: r.ID, Name: r.Name, Server: r.Server, SealedCredential: r.SealedCredential, Version: r.Version,
+		ID: r.ID, Name: r.Name, Server: r.Server, Sealed: r.Sealed, Version: r.Version,
 		AddedBy: r.AddedBy, AddedAt: moment(r.AddedAt), ChangedBy: r.ChangedBy, ChangedAt: moment(r.ChangedAt),
 	}
 }
@@ -146,34 +146,4 @@ func (s *Store) ManagedClustersSeq(ctx context.Context) (seq int64, err error) {
 		return 0, fmt.Errorf("reading the changes of clusters: %w", err)
 	}
 	return seq, nil
-}
-
-// ClustersNotUnder lists clusters whose credential is sealed under another key than the given one, in order of id, from
-// the one after an id on.
-func (s *Store) ClustersNotUnder(ctx context.Context, key, after string, limit int) ([]fleet.StoredCluster, error) {
-	var rows []clusterRow
-	if err := s.list(ctx, &rows, `SELECT `+clusterColumns+` FROM managed_clusters WHERE key_id <> ? AND id > ? ORDER BY id LIMIT ?`,
-		key, after, limit); err != nil {
-		return nil, fmt.Errorf("reading clusters: %w", err)
-	}
-	return storedClusters(rows), nil
-}
-
-// RewrapClusters exchanges the wrappings of data keys in one transaction, and tells how many it did: one that is not as
-// it was any more is left alone.
-func (s *Store) RewrapClusters(ctx context.Context, list []fleet.Rewrapped) (done int, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
-		for _, r := range list {
-			n, err := tx.Exec(`UPDATE managed_clusters SET key_id = ?, wrapped = ? WHERE id = ? AND wrapped = ?`, r.Key, r.Wrapped, r.ID, r.Was)
-			if err != nil {
-				return err
-			}
-			done += int(n)
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("rewrapping credentials: %w", err)
-	}
-	return done, nil
 }

@@ -36,15 +36,20 @@ type entryRow struct {
 	Detail  string `db:"detail"`
 	Prev    string `db:"prev"`
 	Hash    string `db:"hash"`
+
+	ClusterUID string `db:"cluster_uid"`
+	As         string `db:"as_identity"`
 }
 
-const entryColumns = `seq, at, actor, via, session, addr, action, phase, cluster, node, node_uid, batch, outcome, reason, detail, prev, hash`
+const entryColumns = `seq, at, actor, via, session, addr, action, phase, cluster, node, node_uid, batch, outcome, reason, detail, prev, hash,
+	cluster_uid, as_identity`
 
 func (r entryRow) entry() fleet.Entry {
 	return fleet.Entry{
 		Seq: r.Seq, At: moment(r.At), Actor: r.Actor, Via: r.Via, Session: r.Session, Addr: r.Addr, Action: r.Action,
 		Phase: r.Phase, Cluster: r.Cluster, Node: r.Node, NodeUID: r.NodeUID, Batch: r.Batch, Outcome: r.Outcome,
 		Reason: r.Reason, Detail: r.Detail, Prev: r.Prev, Hash: r.Hash,
+		ClusterUID: r.ClusterUID, As: r.As,
 	}
 }
 
@@ -58,8 +63,9 @@ func (s *Store) AppendEntry(ctx context.Context, e fleet.Entry) (fleet.Entry, er
 }
 
 // AppendEntry adds one entry to the record as part of the transaction: what the transaction changes and what the
-// record says of it are written together or not at all. A zero At becomes now. Texts lose what PostgreSQL cannot keep
-// (NUL, bytes that are not UTF-8) and what is longer than 4 KiB.
+// record says of it are written together or not at all. A zero At becomes now, and an entry about a cluster says
+// which one that is, where it is known. Texts lose what PostgreSQL cannot keep (NUL, bytes that are not UTF-8) and what is
+// longer than 4 KiB.
 func (t *Tx) AppendEntry(e fleet.Entry) (fleet.Entry, error) {
 	if !t.record.known {
 		if err := t.Get(t.record, `SELECT seq, hash FROM audit_head WHERE id = 1`); err != nil {
@@ -70,18 +76,21 @@ func (t *Tx) AppendEntry(e fleet.Entry) (fleet.Entry, error) {
 	if e.At.IsZero() {
 		e.At = time.Now()
 	}
+	if e.Cluster != "" && e.ClusterUID == "" {
+		e.ClusterUID = t.uidOf(e.Cluster)
+	}
 	e.At = e.At.UTC().Truncate(time.Microsecond)
 	for _, text := range []*string{
 		&e.Actor, &e.Via, &e.Session, &e.Addr, &e.Action, &e.Phase, &e.Cluster, &e.Node, &e.NodeUID, &e.Batch, &e.Outcome,
-		&e.Reason, &e.Detail,
+		&e.Reason, &e.Detail, &e.ClusterUID, &e.As,
 	} {
 		*text = storable(*text)
 	}
 	e.Seq, e.Prev = t.record.Seq+1, t.record.Hash
 	e.Hash = e.Sum()
-	if _, err := t.Exec(`INSERT INTO audit (`+entryColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	if _, err := t.Exec(`INSERT INTO audit (`+entryColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		e.Seq, micros(e.At), e.Actor, e.Via, e.Session, e.Addr, e.Action, e.Phase, e.Cluster, e.Node, e.NodeUID, e.Batch,
-		e.Outcome, e.Reason, e.Detail, e.Prev, e.Hash); err != nil {
+		e.Outcome, e.Reason, e.Detail, e.Prev, e.Hash, e.ClusterUID, e.As); err != nil {
 		return e, fmt.Errorf("writing audit entry %d: %w", e.Seq, err)
 	}
 	t.record.Seq, t.record.Hash, t.record.moved = e.Seq, e.Hash, true
@@ -103,16 +112,22 @@ func storable(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
-// Entries reads the record, newest first: 100 entries unless the filter says otherwise, 1,000 at most.
+// Entries reads the record, newest first unless the filter says otherwise: 100 entries if it says nothing, 1,000 at most.
 func (s *Store) Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry, error) {
+	query, args := entriesQuery(f)
+	return s.entries(ctx, query, args...)
+}
+
+func entriesQuery(f fleet.AuditFilter) (query string, args []any) {
 	var where []string
-	var args []any
 	add := func(cond string, arg any) {
 		where = append(where, cond)
 		args = append(args, arg)
 	}
+	// The second condition of some says nothing new; it lets the index serve that leaves the empty ones out.
 	for _, is := range [][2]string{
-		{"actor = ?", f.User}, {"cluster = ?", f.Cluster}, {"node = ?", f.Node}, {"action = ?", f.Action},
+		{"actor = ?", f.User}, {"cluster = ? AND cluster <> ''", f.Cluster}, {"node = ? AND node <> ''", f.Node}, {"action = ?", f.Action},
+		{"outcome = ? AND outcome <> ''", f.Outcome}, {"batch = ? AND batch <> ''", f.Batch}, {"session = ? AND session <> ''", f.Session},
 	} {
 		if is[1] != "" {
 			add(is[0], is[1])
@@ -127,15 +142,22 @@ func (s *Store) Entries(ctx context.Context, f fleet.AuditFilter) ([]fleet.Entry
 	if f.BeforeSeq > 0 {
 		add("seq < ?", f.BeforeSeq)
 	}
-	query := `SELECT ` + entryColumns + ` FROM audit`
+	if f.AfterSeq > 0 {
+		add("seq > ?", f.AfterSeq)
+	}
+	query = `SELECT ` + entryColumns + ` FROM audit`
 	if len(where) > 0 {
 		query += ` WHERE ` + strings.Join(where, " AND ")
+	}
+	query += ` ORDER BY seq`
+	if !f.Oldest {
+		query += ` DESC`
 	}
 	limit := f.Limit
 	if limit <= 0 {
 		limit = entriesDefault
 	}
-	return s.entries(ctx, query+` ORDER BY seq DESC LIMIT ?`, append(args, min(limit, entriesMost))...)
+	return query + ` LIMIT ?`, append(args, min(limit, entriesMost))
 }
 
 // EntriesAfter reads the record in order, from the entry after seq on.

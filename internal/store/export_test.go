@@ -9,3 +9,6 @@ func Waiting(s *Store) int {
 	defer s.turns.mu.Unlock()
 	return len(s.turns.waiting)
 }
+
+// EntriesQuery is how entries are asked for.
+var EntriesQuery = entriesQuery

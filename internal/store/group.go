@@ -95,6 +95,7 @@ type group struct {
 	empty  bool  // the first call failed, and with it all there was
 	lost   error // why nothing of it can be kept
 	record recordEnd
+	uidOf  func(cluster string) string
 
 	done chan struct{} // closed when it is ended
 	err  error         // valid then: why nothing was committed
@@ -120,7 +121,7 @@ func (s *Store) begin(ctx context.Context) (_ *group, err error) {
 	if err != nil {
 		return nil, kind("beginning a transaction", err)
 	}
-	g := &group{engine: s.engine, conn: conn, done: make(chan struct{})}
+	g := &group{engine: s.engine, conn: conn, uidOf: s.uidOf, done: make(chan struct{})}
 	g.life, g.cut = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -148,7 +149,7 @@ func (g *group) open() bool {
 
 // run is one call's part of the transaction.
 func (g *group) run(ctx context.Context, fn func(*Tx) error) (err error) {
-	t := &Tx{ctx: ctx, tx: g.tx, now: g.now, record: &g.record}
+	t := &Tx{ctx: ctx, tx: g.tx, now: g.now, record: &g.record, uidOf: g.uidOf}
 	before := g.record
 	if g.calls > 0 {
 		// What this call may break is not only its own: it is not cut off just because it has ended.

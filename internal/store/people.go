@@ -3,8 +3,11 @@ package store
 import (
 	"cmp"
 	"context"
+	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -25,17 +28,67 @@ type userRow struct {
 	Subject    string `db:"subject"`
 	FactorAt   int64  `db:"factor_at"`
 	Invited    int64  `db:"invited_until"`
+
+	Grants listOf[fleet.Grant] `db:"grants"`
+	Groups listOf[string]      `db:"groups_there"`
 }
 
 const userColumns = `id, name, role, password, epoch, disabled_at, created_at, last_sign_in, kind, issuer, subject, factor_at,
-	invited_until`
+	invited_until, grants, groups_there`
+
+// listOf is a list that a column of text keeps as JSON. One that cannot be read is an error and not an empty list: of a
+// person nobody must be told less, or more, than what was decided.
+type listOf[T any] []T
+
+// Scan implements sql.Scanner.
+func (l *listOf[T]) Scan(src any) error {
+	var text []byte
+	switch src := src.(type) {
+	case string:
+		text = []byte(src)
+	case []byte:
+		text = src
+	default:
+		return fmt.Errorf("a list is kept as %T", src)
+	}
+	var list []T
+	if err := json.Unmarshal(text, &list); err != nil {
+		return fmt.Errorf("reading a list: %w", err)
+	}
+	*l = orNil(list)
+	return nil
+}
+
+// orNil makes no list of an empty one: there is one way to have none.
+func orNil[T any](list []T) listOf[T] {
+	if len(list) == 0 {
+		return nil
+	}
+	return list
+}
+
+// Value implements driver.Valuer.
+func (l listOf[T]) Value() (driver.Value, error) {
+	if len(l) == 0 {
+		return "[]", nil
+	}
+	text, err := json.Marshal([]T(l))
+	return string(text), err
+}
+
+// same tells whether two lists are kept as the same text.
+func (l listOf[T]) same(other listOf[T]) (bool, error) {
+	a, errA := l.Value()
+	b, errB := other.Value()
+	return a == b, errors.Join(errA, errB)
+}
 
 func (r userRow) account() fleet.Account {
 	return fleet.Account{
 		User: fleet.User{
 			ID: r.ID, Name: r.Name, Role: fleet.Role(r.Role), Disabled: r.DisabledAt != 0, Epoch: r.Epoch,
 			CreatedAt: moment(r.CreatedAt), LastSignIn: moment(r.LastSignIn), Kind: fleet.PersonKind(r.Kind), Issuer: r.Issuer,
-			SecondFactor: moment(r.FactorAt), InvitedUntil: moment(r.Invited),
+			SecondFactor: moment(r.FactorAt), InvitedUntil: moment(r.Invited), Grants: r.Grants, Groups: r.Groups,
 		},
 		Password: r.Password, Subject: r.Subject,
 	}
@@ -96,9 +149,9 @@ func (t *Tx) addUser(a fleet.Account) error {
 	if a.Disabled {
 		disabled = micros(a.CreatedAt)
 	}
-	_, err := t.Exec(`INSERT INTO users (`+userColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)`,
+	_, err := t.Exec(`INSERT INTO users (`+userColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?, ?)`,
 		a.ID, a.Name, string(a.Role), a.Password, a.Epoch, disabled, micros(a.CreatedAt), micros(a.LastSignIn),
-		string(cmp.Or(a.Kind, fleet.PersonLocal)), a.Issuer, a.Subject)
+		string(cmp.Or(a.Kind, fleet.PersonLocal)), a.Issuer, a.Subject, listOf[fleet.Grant](a.Grants), listOf[string](a.Groups))
 	if err == nil && a.Invitation != "" {
 		err = t.invite(a.ID, a.Invitation, a.InvitedUntil)
 	}
@@ -119,7 +172,7 @@ const (
 
 // ChangeUser changes a person and ends their sessions, and for disabling, a new password and revoking their tokens too,
 // in one step with the record, which is made from the person before and after. Where the person is like that already
-// nothing happens and changed is false. ErrNotFound; ErrConflict for the last admin; ErrUnauthenticated for a proof that
+// nothing happens and changed is false; other groups alone are kept, and that is all. ErrNotFound; ErrConflict for the last admin; ErrUnauthenticated for a proof that
 // is not good.
 func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange, at time.Time, rec func(before, after fleet.User) fleet.Entry) (u fleet.User, changed bool, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
@@ -134,6 +187,23 @@ func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange
 		why := ""
 		if ch.Role != nil && string(*ch.Role) != r.Role {
 			next.Role, why = string(*ch.Role), endedRole
+		}
+		if ch.Grants != nil {
+			list, err := ch.Grants(slices.Clone(before.Grants))
+			if err != nil {
+				return err
+			}
+			next.Grants = orNil(list)
+			same, err := r.Grants.same(next.Grants)
+			if err != nil {
+				return err
+			}
+			if !same {
+				why = endedRole
+			}
+		}
+		if ch.Groups != nil {
+			next.Groups = orNil(*ch.Groups)
 		}
 		if ch.Password != nil {
 			next.Password, why = *ch.Password, endedPassword
@@ -156,8 +226,12 @@ func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange
 			}
 		}
 		if why == "" {
-			u = before
-			return nil
+			u = next.account().User
+			if same, err := r.Groups.same(next.Groups); same || err != nil {
+				return err
+			}
+			_, err := tx.Exec(`UPDATE users SET groups_there = ? WHERE id = ?`, next.Groups, r.ID)
+			return err
 		}
 		if ch.Password != nil || next.DisabledAt != 0 {
 			next.Invited = 0
@@ -182,8 +256,9 @@ func (s *Store) ChangeUser(ctx context.Context, name string, ch fleet.UserChange
 			}
 		}
 		next.Epoch++
-		if _, err := tx.Exec(`UPDATE users SET role = ?, password = ?, disabled_at = ?, epoch = ?, factor_at = ?, invited_until = ?
-			WHERE id = ?`, next.Role, next.Password, next.DisabledAt, next.Epoch, next.FactorAt, next.Invited, r.ID); err != nil {
+		if _, err := tx.Exec(`UPDATE users SET role = ?, password = ?, disabled_at = ?, epoch = ?, factor_at = ?, invited_until = ?,
+			grants = ?, groups_there = ? WHERE id = ?`, next.Role, next.Password, next.DisabledAt, next.Epoch, next.FactorAt, next.Invited,
+			next.Grants, next.Groups, r.ID); err != nil {
 			return err
 		}
 		if err := tx.endAll(r.ID, why, at); err != nil {

@@ -22,7 +22,7 @@ func (s *Store) AccountOf(ctx context.Context, id fleet.Identity) (fleet.Account
 
 // SetFactor keeps the secret of a second factor that is to be confirmed, instead of an earlier one. ErrConflict if the
 // person has a second factor or cannot have one.
-func (s *Store) SetFactor(ctx context.Context, userID, secret string) error {
+func (s *Store) SetFactor(ctx context.Context, userID string, secret fleet.Sealed) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		var n int
 		if err := tx.Get(&n, `SELECT COUNT(*) FROM users WHERE id = ? AND kind = 'local' AND factor_at = 0 AND disabled_at = 0`,
@@ -32,8 +32,9 @@ func (s *Store) SetFactor(ctx context.Context, userID, secret string) error {
 		if n == 0 {
 			return fmt.Errorf("beginning a second factor: %w", fleet.ErrConflict)
 		}
-		_, err := tx.Exec(`INSERT INTO second_factors (user_id, secret, last_step) VALUES (?, ?, 0)
-			ON CONFLICT (user_id) DO UPDATE SET secret = excluded.secret, last_step = 0`, userID, secret)
+		_, err := tx.Exec(`INSERT INTO second_factors (user_id, key_id, wrapped, sealed, last_step) VALUES (?, ?, ?, ?, 0)
+			ON CONFLICT (user_id) DO UPDATE SET key_id = excluded.key_id, wrapped = excluded.wrapped, sealed = excluded.sealed, last_step = 0`,
+			userID, secret.Key, secret.Wrapped, secret.Data)
 		return err
 	})
 }
@@ -41,13 +42,13 @@ func (s *Store) SetFactor(ctx context.Context, userID, secret string) error {
 // Factor is the second factor of a person, confirmed or not; ErrNotFound.
 func (s *Store) Factor(ctx context.Context, userID string) (fleet.Factor, error) {
 	var r struct {
-		Secret   string `db:"secret"`
-		LastStep int64  `db:"last_step"`
+		fleet.Sealed
+		LastStep int64 `db:"last_step"`
 	}
-	if err := s.get(ctx, &r, `SELECT secret, last_step FROM second_factors WHERE user_id = ?`, userID); err != nil {
+	if err := s.get(ctx, &r, `SELECT key_id, wrapped, sealed, last_step FROM second_factors WHERE user_id = ?`, userID); err != nil {
 		return fleet.Factor{}, fmt.Errorf("reading a second factor: %w", err)
 	}
-	return fleet.Factor{Secret: r.Secret, LastStep: r.LastStep}, nil
+	return fleet.Factor{Secret: r.Sealed, LastStep: r.LastStep}, nil
 }
 
 // RecoveryCodes counts the codes that a person has left.
@@ -59,11 +60,11 @@ func (s *Store) RecoveryCodes(ctx context.Context, userID string) (n int, err er
 // ConfirmFactor makes the secret count from now on, with recovery codes of these hashes. It ends the sessions of the
 // person that were begun without it, all but the one that asks, and answers which. ErrConflict if there is a second
 // factor already or the secret is another one by now.
-func (s *Store) ConfirmFactor(ctx context.Context, userID, secret string, step int64, codes []string, keep string, at time.Time, rec fleet.Entry) (ended []string, err error) {
+func (s *Store) ConfirmFactor(ctx context.Context, userID string, secret fleet.Sealed, step int64, codes []string, keep string, at time.Time, rec fleet.Entry) (ended []string, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
 		ended = nil
-		n, err := tx.Exec(`UPDATE second_factors SET last_step = ? WHERE user_id = ? AND secret = ? AND last_step < ?`,
-			step, userID, secret, step)
+		n, err := tx.Exec(`UPDATE second_factors SET last_step = ? WHERE user_id = ? AND sealed = ? AND last_step < ?`,
+			step, userID, secret.Data, step) // the data stays the same when its key is rotated
 		if err != nil {
 			return err
 		}

@@ -179,6 +179,8 @@ func (*postgresEngine) now(ctx context.Context, read *sqlx.DB) (time.Time, error
 	return moment(us), err
 }
 
+func (*postgresEngine) json(column string) string { return column + "::json" }
+
 func (e *postgresEngine) close() error {
 	if e.sockets == nil {
 		return nil

@@ -17,17 +17,20 @@ type credentialRow struct {
 	SeenAt    int64  `db:"seen_at"`
 	IdleAt    int64  `db:"idle_at"`
 	ExpiresAt int64  `db:"expires_at"`
+
+	MostRole  string `db:"most_role"` // of a token; the role of userRow is the person's
+	MostScope string `db:"most_scope"`
 }
 
 func (r credentialRow) credential() fleet.Credential {
 	return fleet.Credential{
-		Hash: r.Hash, User: r.account().User, Data: r.Data,
+		Hash: r.Hash, User: r.account().User, Role: fleet.Role(r.MostRole), Scope: fleet.Scope(r.MostScope), Data: r.Data,
 		SeenAt: moment(r.SeenAt), IdleAt: moment(r.IdleAt), ExpiresAt: moment(r.ExpiresAt),
 	}
 }
 
 const joinedColumns = `u.id, u.name, u.role, u.password, u.epoch, u.disabled_at, u.created_at, u.last_sign_in,
-	u.kind, u.issuer, u.subject, u.factor_at, u.invited_until`
+	u.kind, u.issuer, u.subject, u.factor_at, u.invited_until, u.grants, u.groups_there`
 
 // goodSession and goodToken are the one definition of good, as conditions with one time each ×2 and ×1.
 const (
@@ -75,7 +78,8 @@ func (s *Store) AddSession(ctx context.Context, n fleet.NewSession, undo []fleet
 // Session finds a session that is good now with its person; ErrUnauthenticated for every other.
 func (s *Store) Session(ctx context.Context, hash string, now time.Time) (fleet.Credential, error) {
 	var r credentialRow
-	err := s.get(ctx, &r, `SELECT `+joinedColumns+`, s.token_hash, s.data, s.seen_at, s.idle_at, s.expires_at
+	err := s.get(ctx, &r, `SELECT `+joinedColumns+`, s.token_hash, s.data, s.seen_at, s.idle_at, s.expires_at,
+		'' AS most_role, '' AS most_scope
 		FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.token_hash = ? AND `+goodSession, hash, micros(now), micros(now))
 	return r.credential(), unauthenticated("finding a session", err)
 }
@@ -178,8 +182,8 @@ func (s *Store) AddToken(ctx context.Context, hash string, tok fleet.Token, user
 			return fmt.Errorf("%w: a person has at most %d tokens", fleet.ErrTooMany, most)
 		}
 		if _, err := tx.Exec(`INSERT INTO tokens (id, token_hash, user_id, name, created_at, used_at, expires_at, revoked_at,
-			revoked_for) VALUES (?, ?, ?, ?, ?, 0, ?, 0, '')`,
-			tok.ID, hash, userID, tok.Name, micros(tok.CreatedAt), micros(tok.ExpiresAt)); err != nil {
+			revoked_for, role, scope) VALUES (?, ?, ?, ?, ?, 0, ?, 0, '', ?, ?)`,
+			tok.ID, hash, userID, tok.Name, micros(tok.CreatedAt), micros(tok.ExpiresAt), string(tok.Role), string(tok.Scope)); err != nil {
 			return err
 		}
 		_, err := tx.AppendEntry(rec)
@@ -194,7 +198,8 @@ func (s *Store) AddToken(ctx context.Context, hash string, tok fleet.Token, user
 // Token finds an API token that is good now with its person; ErrUnauthenticated for every other.
 func (s *Store) Token(ctx context.Context, hash string, now time.Time) (fleet.Credential, error) {
 	var r credentialRow
-	err := s.get(ctx, &r, `SELECT `+joinedColumns+`, t.token_hash, '' AS data, t.used_at AS seen_at, 0 AS idle_at, t.expires_at
+	err := s.get(ctx, &r, `SELECT `+joinedColumns+`, t.token_hash, '' AS data, t.used_at AS seen_at, 0 AS idle_at, t.expires_at,
+		t.role AS most_role, t.scope AS most_scope
 		FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.token_hash = ? AND `+goodToken, hash, micros(now))
 	return r.credential(), unauthenticated("finding a token", err)
 }
@@ -212,11 +217,13 @@ func (s *Store) Tokens(ctx context.Context, userID string, now time.Time) ([]fle
 	var rows []struct {
 		ID        string `db:"id"`
 		Name      string `db:"name"`
+		Role      string `db:"role"`
+		Scope     string `db:"scope"`
 		CreatedAt int64  `db:"created_at"`
 		UsedAt    int64  `db:"used_at"`
 		ExpiresAt int64  `db:"expires_at"`
 	}
-	if err := s.list(ctx, &rows, `SELECT t.id, t.name, t.created_at, t.used_at, t.expires_at
+	if err := s.list(ctx, &rows, `SELECT t.id, t.name, t.role, t.scope, t.created_at, t.used_at, t.expires_at
 		FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.user_id = ? AND `+goodToken+` ORDER BY t.name, t.id`,
 		userID, micros(now)); err != nil {
 		return nil, fmt.Errorf("listing tokens: %w", err)
@@ -224,7 +231,8 @@ func (s *Store) Tokens(ctx context.Context, userID string, now time.Time) ([]fle
 	out := make([]fleet.Token, len(rows))
 	for i, r := range rows {
 		out[i] = fleet.Token{
-			ID: r.ID, Name: r.Name, CreatedAt: moment(r.CreatedAt), ExpiresAt: moment(r.ExpiresAt), UsedAt: moment(r.UsedAt),
+			ID: r.ID, Name: r.Name, Role: fleet.Role(r.Role), Scope: fleet.Scope(r.Scope),
+			CreatedAt: moment(r.CreatedAt), ExpiresAt: moment(r.ExpiresAt), UsedAt: moment(r.UsedAt),
 		}
 	}
 	return out, nil

@@ -149,6 +149,8 @@ func (*sqliteEngine) snapshot() *sql.TxOptions { return &sql.TxOptions{ReadOnly:
 // now implements engine: there is one machine and it has one clock.
 func (*sqliteEngine) now(context.Context, *sqlx.DB) (time.Time, error) { return time.Now(), nil }
 
+func (*sqliteEngine) json(column string) string { return column }
+
 func (e *sqliteEngine) close() error {
 	var errs []error
 	if e.turns != nil {

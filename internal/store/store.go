@@ -32,6 +32,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Committed is told after each transaction how many calls it was for; it must not block. Nil: nobody.
 	Committed func(calls int)
+	// ClusterUID tells which cluster has a name now, "" if that is not known. It is asked for each entry of the record that
+	// names a cluster and not which, in the middle of a transaction: it must answer from memory. Nil: nobody knows.
+	ClusterUID func(cluster string) string
 }
 
 // Store is the database. Make one with Open and end it with Close.
@@ -40,6 +43,7 @@ type Store struct {
 	write   *sqlx.DB // one connection, of whoever has the turn
 	turns   turns
 	told    func(calls int)
+	uidOf   func(cluster string) string
 	read    *sqlx.DB
 	timeout time.Duration
 	id      string
@@ -60,6 +64,8 @@ type engine interface {
 	snapshot() *sql.TxOptions
 	// now is the clock that leases are measured by.
 	now(ctx context.Context, read *sqlx.DB) (time.Time, error)
+	// json makes a column that holds JSON as text one that -> and ->> can be asked of.
+	json(column string) string
 	// close releases what is left when the connections are closed.
 	close() error
 }
@@ -76,8 +82,11 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if cfg.Committed == nil {
 		cfg.Committed = func(int) {}
 	}
+	if cfg.ClusterUID == nil {
+		cfg.ClusterUID = func(string) string { return "" }
+	}
 	// Opening waits for other processes as long as its migrations do, however impatient the calls after it are.
-	s := &Store{timeout: max(cfg.Timeout, openLimit), engine: &sqliteEngine{}, told: cfg.Committed}
+	s := &Store{timeout: max(cfg.Timeout, openLimit), engine: &sqliteEngine{}, told: cfg.Committed, uidOf: cfg.ClusterUID}
 	if cfg.URL != "" {
 		s.engine = &postgresEngine{}
 	}
@@ -134,7 +143,8 @@ type Tx struct {
 	tx     *sqlx.Tx
 	now    time.Time  // when it began to write, by the clock that leases are measured by
 	record *recordEnd // shared by all calls of the transaction
-	failed error      // of the first statement that failed
+	uidOf  func(cluster string) string
+	failed error // of the first statement that failed
 }
 
 // Tx runs fn, and what it wrote is there when Tx returns nil; it is undone if fn returns an error, panics, or a statement

@@ -309,3 +309,33 @@ func TestStore_FullDisk(t *testing.T) {
 		t.Errorf("after: %d, %v", e.Seq, err)
 	}
 }
+
+// Whoever writes an entry about a cluster need not know which cluster that is, but may.
+func TestEntriesSayWhichCluster(t *testing.T) {
+	t.Parallel()
+	s, err := store.Open(t.Context(), store.Config{Dir: t.TempDir(), ClusterUID: func(cluster string) string {
+		return map[string]string{"prod": "u1"}[cluster]
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, tt := range []struct {
+		e    fleet.Entry
+		want string
+	}{
+		{fleet.Entry{Cluster: "prod"}, "u1"},
+		{fleet.Entry{Cluster: "prod", ClusterUID: "u2"}, "u2"},
+		{fleet.Entry{Cluster: "other"}, ""},
+		{fleet.Entry{}, ""},
+	} {
+		e, err := s.AppendEntry(t.Context(), tt.e)
+		if err != nil || e.ClusterUID != tt.want || e.Sum() != e.Hash {
+			t.Errorf("%+v became %+v, %v", tt.e, e, err)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 )
 
 // templatesMost is how many templates there may be at once.
@@ -36,9 +37,6 @@ type Audit interface {
 type Config struct {
 	Store Store
 	Audit Audit
-	// Check tells whether lines, with values in the place of their placeholders, have the grammar of labels and of
-	// taints. FieldError.
-	Check func(labels, taints []string) error
 }
 
 // Book is all templates. Make it with New.
@@ -162,7 +160,9 @@ func (b *Book) checkGrammar(t fleet.Template) error {
 				chosen[name] = values[min(i, len(values)-1)]
 			}
 		}
-		if err := b.cfg.Check(fill(t.Labels, chosen), fill(t.Taints, chosen)); err != nil {
+		_, labelErr := marks.ParseLabels("labels", marks.Fill(t.Labels, chosen))
+		_, taintErr := marks.ParseTaints("taints", marks.Fill(t.Taints, chosen))
+		if err := errors.Join(labelErr, taintErr); err != nil {
 			return err
 		}
 	}

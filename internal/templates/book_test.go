@@ -44,7 +44,7 @@ func newBook(t *testing.T) (*templates.Book, *audit.Log) {
 		}
 	})
 	log := audit.New(s, slog.New(slog.DiscardHandler))
-	return templates.New(templates.Config{Store: s, Audit: log, Check: check}), log
+	return templates.New(templates.Config{Store: s, Audit: log}), log
 }
 
 func pool() fleet.Template {
@@ -277,7 +277,7 @@ func (brokenStore) AddTemplate(context.Context, fleet.Template, string, int, fle
 
 func TestBook_TellsWhatTheStoreSays(t *testing.T) {
 	t.Parallel()
-	b := templates.New(templates.Config{Store: brokenStore{}, Check: check})
+	b := templates.New(templates.Config{Store: brokenStore{}})
 	change := pool()
 	change.ID = "t1"
 	_, added := b.SaveTemplate(t.Context(), ada, pool())

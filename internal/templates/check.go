@@ -13,6 +13,7 @@ import (
 	"golang.org/x/text/unicode/norm"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/marks"
 )
 
 const (
@@ -142,10 +143,8 @@ func shown(line string) string {
 // checkValues looks whether each placeholder is declared, and nothing else is.
 func checkValues(t *fleet.Template) error {
 	used := make(map[string]bool)
-	for _, line := range slices.Concat(t.Labels, t.Taints) {
-		for _, m := range placeholder.FindAllStringSubmatch(line, -1) {
-			used[m[1]] = true
-		}
+	for _, name := range marks.Placeholders(slices.Concat(t.Labels, t.Taints)...) {
+		used[name] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(used)) {
 		if _, ok := t.Values[name]; !ok {
@@ -179,15 +178,4 @@ func shownName(name string) string {
 		return name
 	}
 	return "?"
-}
-
-// fill puts values in the place of placeholders.
-func fill(lines []string, values map[string]string) []string {
-	out := make([]string, len(lines))
-	for i, line := range lines {
-		out[i] = placeholder.ReplaceAllStringFunc(line, func(m string) string {
-			return values[placeholder.FindStringSubmatch(m)[1]]
-		})
-	}
-	return out
 }

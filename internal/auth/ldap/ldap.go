@@ -41,7 +41,7 @@ type Config struct {
 	GroupBase    string // "": the attribute memberOf of the person
 	GroupFilter  string // with {{dn}} or {{name}}
 	GroupName    string // attribute of a group; of memberOf, the value of its first part
-	Roles        map[string]fleet.Role
+	Roles        fleet.RoleMap
 }
 
 // Directory is one directory. It holds no connection between two sign-ins. Make it with New.
@@ -127,10 +127,8 @@ func (d *Directory) Check(ctx context.Context, name, password string, pretend bo
 	if err != nil {
 		return fleet.Vouched{}, unavailable("searching groups", err)
 	}
-	return fleet.Vouched{
-		Identity: fleet.Identity{Kind: fleet.PersonLDAP, Issuer: d.cfg.URL, Subject: id},
-		Name:     name, Role: fleet.MostOf(groups, d.cfg.Roles),
-	}, nil
+	who := fleet.Identity{Kind: fleet.PersonLDAP, Issuer: d.cfg.URL, Subject: id}
+	return d.cfg.Roles.Vouch(who, name, groups), nil
 }
 
 // unavailable keeps the cause for the log. It never answers ErrUnauthenticated: a directory that refuses us says nothing

@@ -21,6 +21,7 @@ import (
 	ber "github.com/go-asn1-ber/asn1-ber"
 	"github.com/go-ldap/ldap/v3"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
@@ -250,7 +251,7 @@ func (d *directory) config() Config {
 	return Config{
 		URL: d.url, CAs: d.cas, BindDN: "cn=us,dc=x", BindPassword: "our password", UserBase: "dc=x", UserFilter: "(uid={{name}})",
 		IDAttribute: "entryUUID", GroupFilter: "(member={{dn}})", GroupName: "cn",
-		Roles: map[string]fleet.Role{"sre": fleet.RoleOperator, "cn=staff,ou=groups,dc=x": fleet.RoleViewer, "root": fleet.RoleAdmin},
+		Roles: fleet.RoleMap{"sre": {{Role: fleet.RoleOperator}}, "cn=staff,ou=groups,dc=x": {{Role: fleet.RoleViewer}}, "root": {{Role: fleet.RoleAdmin}}},
 	}
 }
 
@@ -302,7 +303,7 @@ func TestCheck(t *testing.T) {
 				got, err := tt.x.Check(t.Context(), tt.name, tt.password, false)
 				asked := d.asked()
 				if tt.id == "" {
-					if !errors.Is(err, fleet.ErrUnauthenticated) || errors.Is(err, fleet.ErrUnavailable) || got != (fleet.Vouched{}) {
+					if !errors.Is(err, fleet.ErrUnauthenticated) || errors.Is(err, fleet.ErrUnavailable) || !cmp.Equal(got, fleet.Vouched{}) {
 						t.Errorf("%s: %+v, %v", tt.what, got, err)
 					}
 					// The same calls whatever the cause, and never a bind without a password.
@@ -312,8 +313,12 @@ func TestCheck(t *testing.T) {
 					continue
 				}
 				want := fleet.Vouched{Identity: fleet.Identity{Kind: fleet.PersonLDAP, Issuer: d.url, Subject: tt.id}, Name: tt.name, Role: tt.role}
-				if diff := cmp.Diff(want, got); diff != "" || err != nil {
+				// Which groups these are the role shows.
+				if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(fleet.Vouched{}, "Groups")); diff != "" || err != nil {
 					t.Errorf("%s: %v %s", tt.what, err, diff)
+				}
+				if len(got.Groups) == 0 && tt.role != "" {
+					t.Errorf("%s: no groups", tt.what)
 				}
 			}
 			d.asked()

@@ -44,7 +44,7 @@ type Config struct {
 	Scopes       []string // beside openid
 	GroupsClaim  string   // of the ID token: a list of texts, or one text
 	NameClaim    string   // of the ID token
-	Roles        map[string]fleet.Role
+	Roles        fleet.RoleMap
 	CAs          *x509.CertPool // nil: those of the system
 }
 
@@ -239,10 +239,8 @@ func (p *Provider) vouched(token *oidc.IDToken) (fleet.Vouched, error) {
 	if err != nil {
 		return fleet.Vouched{}, refused("the claim %s is no list of texts", p.cfg.GroupsClaim)
 	}
-	return fleet.Vouched{
-		Identity: fleet.Identity{Kind: fleet.PersonOIDC, Issuer: p.cfg.Issuer, Subject: token.Subject},
-		Name:     name, Role: fleet.MostOf(groups, p.cfg.Roles),
-	}, nil
+	id := fleet.Identity{Kind: fleet.PersonOIDC, Issuer: p.cfg.Issuer, Subject: token.Subject}
+	return p.cfg.Roles.Vouch(id, name, groups), nil
 }
 
 func texts(raw json.RawMessage) ([]string, error) {

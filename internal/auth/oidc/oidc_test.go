@@ -123,7 +123,10 @@ func (x *idp) provider(t *testing.T) *Provider {
 	p := New(Config{
 		Issuer: x.Issuer(), ClientID: x.ClientID, ClientSecret: x.ClientSecret, Scopes: []string{"profile", "groups"},
 		GroupsClaim: "groups", NameClaim: "preferred_username",
-		Roles: map[string]fleet.Role{"sre": fleet.RoleOperator, "staff": fleet.RoleViewer, "root": fleet.RoleAdmin},
+		Roles: fleet.RoleMap{
+			"sre": {{Role: fleet.RoleOperator}}, "staff": {{Role: fleet.RoleViewer}}, "root": {{Role: fleet.RoleAdmin}},
+			"edge": {{Role: fleet.RoleOperator, Scope: "edge-*"}},
+		},
 	})
 	t.Cleanup(p.Close)
 	return p
@@ -182,17 +185,20 @@ func TestFinish(t *testing.T) {
 	for _, tt := range []struct {
 		groups []string
 		want   fleet.Role
+		grants []fleet.Grant
 	}{
-		{[]string{"sre"}, fleet.RoleOperator},
-		{[]string{"staff", "root", "sre"}, fleet.RoleAdmin},
-		{[]string{"Root", "root2", ""}, ""},
-		{nil, ""},
+		{[]string{"sre"}, fleet.RoleOperator, nil},
+		{[]string{"staff", "root", "sre"}, fleet.RoleAdmin, nil},
+		{[]string{"Root", "root2", ""}, "", nil},
+		{[]string{"edge"}, "", []fleet.Grant{{Scope: "edge-*", Role: fleet.RoleOperator, From: fleet.PersonOIDC}}},
+		{nil, "", nil},
 	} {
 		x.QueueUser(ada(tt.groups...))
 		kept, answer := begin(t, p)
 		got, err := p.Finish(t.Context(), redirect, kept, answer)
 		want := fleet.Vouched{
 			Identity: fleet.Identity{Kind: fleet.PersonOIDC, Issuer: x.Issuer(), Subject: "sub-1"}, Name: "ada", Role: tt.want,
+			Grants: tt.grants, Groups: tt.groups,
 		}
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%v: %v %s", tt.groups, err, diff)
@@ -279,7 +285,7 @@ func TestFinish_ProvesNothing(t *testing.T) {
 			}
 			continue
 		}
-		if !errors.Is(err, fleet.ErrUnauthenticated) || got != (fleet.Vouched{}) {
+		if !errors.Is(err, fleet.ErrUnauthenticated) || !cmp.Equal(got, fleet.Vouched{}) {
 			t.Errorf("%s: %+v, %v", tt.what, got, err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -54,6 +55,7 @@ func RunBatches(t *testing.T, open func(t *testing.T) BatchStore) {
 		{"End", end},
 		{"Interrupt", interrupt},
 		{"List", listBatches},
+		{"Within", batchesWithin},
 		{"Whole", whole},
 		{"PlanTooLarge", planTooLarge},
 		{"MadeAndFree", madeAndFree},
@@ -644,6 +646,63 @@ func listBatches(t *testing.T, s BatchStore) {
 			if b.Counts.Total != 1 || b.Operation.Action != fleet.ActionCordon {
 				t.Errorf("%s: %s is %+v", tt.name, b.ID, b)
 			}
+		}
+		if diff := cmp.Diff(tt.want, ids); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+// Who sees some clusters sees the batches that are about no others, page by page.
+func batchesWithin(t *testing.T, s BatchStore) {
+	ctx := t.Context()
+	const odd = `a'b%_"\\c` + "\U0001f600" // a cluster of a name that means something to SQL, LIKE and JSON
+	in := func(id string, hours int, clusters ...string) fleet.BatchDraft {
+		d := draft(id, make([]string, len(clusters))...)
+		d.Batch.CreatedAt = start.Add(time.Duration(hours) * time.Hour)
+		for i, c := range clusters {
+			d.Items[i].Ref = fleet.NodeRef{Cluster: c, Name: id + "-" + strconv.Itoa(i)}
+		}
+		return d
+	}
+	from := func(d fleet.BatchDraft, source string) fleet.BatchDraft {
+		d.Batch.Operation.Action = fleet.ActionCopy
+		d.Batch.Operation.Source = &fleet.NodeRef{Cluster: source, Name: "n"}
+		return d
+	}
+	create(t, s, in("prod", 0, "prod", "prod"))
+	create(t, s, in("lab", 1, "lab"))
+	create(t, s, in("both", 2, "prod", "lab"))
+	create(t, s, in("first-hidden", 3, "lab", "prod"))
+	create(t, s, from(in("copy", 4, "prod"), "prod"))
+	create(t, s, from(in("copy-of-lab", 5, "prod"), "lab"))
+	create(t, s, in("odd", 6, odd))
+	create(t, s, from(in("copy-of-odd", 7, "prod"), odd))
+	for _, tt := range []struct {
+		name   string
+		filter fleet.BatchFilter
+		want   []string
+	}{
+		{"everything", fleet.BatchFilter{}, []string{"copy-of-odd", "odd", "copy-of-lab", "copy", "first-hidden", "both", "lab", "prod"}},
+		{"nothing", fleet.BatchFilter{Within: []string{}}, nil},
+		{"nothing, by name", fleet.BatchFilter{Within: []string{}, IDs: []string{"prod"}}, nil},
+		{"prod", fleet.BatchFilter{Within: []string{"prod"}}, []string{"copy", "prod"}},
+		{"prod, page by page", fleet.BatchFilter{Within: []string{"prod"}, Limit: 1}, []string{"copy"}},
+		{"lab", fleet.BatchFilter{Within: []string{"lab"}}, []string{"lab"}},
+		{"odd", fleet.BatchFilter{Within: []string{odd}}, []string{"odd"}},
+		{"prod and odd", fleet.BatchFilter{Within: []string{odd, "prod"}}, []string{"copy-of-odd", "odd", "copy", "prod"}},
+		{"prod and lab", fleet.BatchFilter{Within: []string{"lab", "prod"}}, []string{"copy-of-lab", "copy", "first-hidden", "both", "lab", "prod"}},
+		{"another one", fleet.BatchFilter{Within: []string{"pro", "prod%", "PROD"}}, nil},
+		{"of a cluster that is not seen", fleet.BatchFilter{Within: []string{"prod"}, Cluster: "lab"}, nil},
+		{"by name", fleet.BatchFilter{IDs: []string{"both", "prod", "no such"}}, []string{"both", "prod"}},
+		{"by name within", fleet.BatchFilter{IDs: []string{"both", "prod", "copy-of-lab"}, Within: []string{"prod"}}, []string{"prod"}},
+		{"none by name", fleet.BatchFilter{IDs: []string{}}, nil},
+	} {
+		got, err := s.Batches(ctx, tt.filter)
+		must(t, tt.name, err)
+		var ids []string
+		for _, b := range got {
+			ids = append(ids, b.ID)
 		}
 		if diff := cmp.Diff(tt.want, ids); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)

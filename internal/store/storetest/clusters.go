@@ -20,7 +20,6 @@ func RunClusters(t *testing.T, open Open) {
 		"Life":         clusterLife,
 		"NamesRace":    clusterNamesRace,
 		"ReplaceRace":  clusterReplaceRace,
-		"Rewrap":       clustersRewrapped,
 		"Unrecorded":   clusterNotWithoutItsRecord,
 		"EveryChange":  clusterChangesAreSeen,
 		"NothingThere": noClusters,
@@ -30,7 +29,7 @@ func RunClusters(t *testing.T, open Open) {
 func storedCluster(name string) fleet.StoredCluster {
 	return fleet.StoredCluster{
 		ID: "id-" + name, Name: name, Server: "https://" + name, AddedBy: "ada", ChangedBy: "eve",
-		SealedCredential: fleet.SealedCredential{Key: "k1", Wrapped: "w-" + name, Data: "s-" + name},
+		Sealed: fleet.Sealed{Key: "k1", Wrapped: "w-" + name, Data: "s-" + name},
 	}
 }
 
@@ -137,41 +136,6 @@ func clusterReplaceRace(t *testing.T, one, two *store.Store) {
 	}
 }
 
-func clustersRewrapped(t *testing.T, one, two *store.Store) {
-	ctx := t.Context()
-	for _, name := range []string{"a", "b", "c"} {
-		need(t, one.AddCluster(ctx, storedCluster(name), event))
-	}
-	before := changed(t, one)
-	page, err := one.ClustersNotUnder(ctx, "k2", "", 2)
-	need(t, err)
-	if len(page) != 2 || page[0].Name != "a" || page[1].Name != "b" {
-		t.Fatalf("%+v", page)
-	}
-	n, err := two.RewrapClusters(ctx, []fleet.Rewrapped{
-		{ID: "id-a", Was: "w-a", Key: "k2", Wrapped: "n-a"},
-		{ID: "id-b", Was: "changed meanwhile", Key: "k2", Wrapped: "n-b"},
-		{ID: "id-x", Was: "w-x", Key: "k2", Wrapped: "n-x"},
-	})
-	need(t, err)
-	if n != 1 {
-		t.Errorf("%d rewrapped, want 1", n)
-	}
-	page, err = one.ClustersNotUnder(ctx, "k2", "id-a", 10)
-	need(t, err)
-	if len(page) != 2 || page[0].Wrapped != "w-b" {
-		t.Errorf("%+v", page)
-	}
-	a, err := one.ManagedCluster(ctx, "a")
-	need(t, err)
-	if a.Key != "k2" || a.Wrapped != "n-a" || a.Data != "s-a" {
-		t.Errorf("%+v", a)
-	}
-	if changed(t, two) != before {
-		t.Error("a rotation makes everybody connect anew")
-	}
-}
-
 func clusterNotWithoutItsRecord(t *testing.T, one, two *store.Store) {
 	ctx := t.Context()
 	need(t, one.Tx(ctx, func(tx *store.Tx) error {
@@ -221,10 +185,5 @@ func noClusters(t *testing.T, one, _ *store.Store) {
 	need(t, err)
 	if len(list) != 0 {
 		t.Errorf("%+v", list)
-	}
-	n, err := one.RewrapClusters(t.Context(), nil)
-	need(t, err)
-	if n != 0 {
-		t.Errorf("%d", n)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ func RunPeople(t *testing.T, open Open) {
 		"LastAdminRace":        lastAdminRace,
 		"SessionLife":          sessionLife,
 		"SessionNeverRevived":  sessionNeverRevived,
+		"SessionInFlight":      sessionInFlight,
 		"SessionNeedsEpoch":    sessionNeedsEpoch,
 		"TokenLife":            tokenLife,
 		"TokenNeedsItsSession": tokenNeedsItsSession,
@@ -41,6 +43,9 @@ func RunPeople(t *testing.T, open Open) {
 		"HalfTakesBackOne":     halfTakesBackOne,
 		"Invitations":          invitations,
 		"Identities":           vouchedIdentities,
+		"GrantsAndGroups":      grantsAndGroups,
+		"GrantsRace":           grantsRace,
+		"TokenLimits":          tokenLimits,
 	})
 }
 
@@ -50,6 +55,7 @@ func RunRecord(t *testing.T, open Open) {
 		"Chain":     chain,
 		"ChainRace": chainRace,
 		"Storable":  storable,
+		"Filters":   filters,
 	})
 }
 
@@ -329,6 +335,91 @@ func sessionNeverRevived(t *testing.T, one, two *store.Store) {
 		_, err := two.Session(ctx, hash, at)
 		is(t, hash, err, fleet.ErrUnauthenticated)
 	}
+}
+
+// sessionInFlight: a request that was let in before the end of its session, and writes what it did after or during it,
+// brings nothing back, in this process or another. A thousand times, in each of the ways in which sessions end.
+func sessionInFlight(t *testing.T, one, two *store.Store) {
+	ctx := t.Context()
+	const waves, each = 25, 40
+	need(t, one.AddUser(ctx, person("root", fleet.RoleAdmin), event)) // whoever is disabled must not be the last admin
+	need(t, one.AddUser(ctx, person("ada", fleet.RoleAdmin), event))
+	all := func(do func(i int) error) {
+		t.Helper()
+		var wg sync.WaitGroup
+		for i := range each {
+			wg.Go(func() {
+				if err := do(i); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	changes := []*fleet.UserChange{nil, {Revoke: true}, {Role: new(fleet.RoleViewer)}, {Disabled: new(true)}} // nil: signed out
+	in, out := new(atomic.Int64), new(atomic.Int64)                                                           // requests that came before the end, and after
+	for wave := range waves {
+		acct, err := one.Account(ctx, "ada")
+		need(t, err)
+		hash := func(i int) string { return fmt.Sprintf("%d-%d", wave, i) }
+		all(func(i int) error {
+			n := session("ada", hash(i))
+			n.Epoch = acct.Epoch
+			return one.AddSession(ctx, n, nil, event)
+		})
+		all(func(i int) error { // the requests are let in
+			_, err := two.Session(ctx, hash(i), start)
+			return err
+		})
+		if t.Failed() {
+			return
+		}
+		change := changes[wave%len(changes)]
+		ended := make(chan struct{})
+		var end sync.WaitGroup
+		end.Go(func() {
+			defer close(ended)
+			if change != nil {
+				if _, _, err := one.ChangeUser(ctx, "ada", *change, start, func(_, _ fleet.User) fleet.Entry { return event }); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			all(func(i int) error { _, err := one.EndSession(ctx, hash(i), "", "logout", start, event); return err })
+		})
+		all(func(i int) error {
+			if i%4 == 0 { // some are slow; the others come when they come
+				<-ended
+			}
+			ok, err := two.TouchSession(ctx, hash(i), "done", start.Add(time.Minute), start.Add(time.Hour))
+			if ok {
+				in.Add(1)
+			} else {
+				out.Add(1)
+			}
+			if ok && i%4 == 0 {
+				err = errors.Join(err, fmt.Errorf("%s was touched after its end", hash(i)))
+			}
+			return err
+		})
+		end.Wait()
+		all(func(i int) error {
+			if _, err := two.Session(ctx, hash(i), start); !errors.Is(err, fleet.ErrUnauthenticated) {
+				return fmt.Errorf("%s is back: %w", hash(i), err)
+			}
+			return nil
+		})
+		if left, err := one.Sessions(ctx, acct.ID, start); err != nil || len(left) != 0 {
+			t.Fatalf("wave %d: %d sessions are left, %v", wave, len(left), err)
+		}
+		back := fleet.UserChange{Role: new(fleet.RoleAdmin), Disabled: new(false)}
+		_, _, err = one.ChangeUser(ctx, "ada", back, start, func(_, _ fleet.User) fleet.Entry { return event })
+		need(t, err)
+	}
+	if out.Load() < waves*each/4 {
+		t.Errorf("%d requests came after the end", out.Load())
+	}
+	t.Logf("%d requests were written before the end of their session, %d not any more", in.Load(), out.Load())
 }
 
 func sessionNeedsEpoch(t *testing.T, one, two *store.Store) {
@@ -619,7 +710,9 @@ func chain(t *testing.T, one, two *store.Store) {
 	}
 	prev := ""
 	for i, s := range []*store.Store{one, two, one} {
-		e, err := s.AppendEntry(ctx, fleet.Entry{Action: "x", Detail: strings.Repeat("d", i)})
+		e, err := s.AppendEntry(ctx, []fleet.Entry{
+			{Action: "x"}, {Action: "x", Cluster: "c", ClusterUID: "u", As: "ada"}, {Action: "x", Detail: "d"},
+		}[i])
 		need(t, err)
 		if e.Seq != int64(i+1) || e.Prev != prev || e.Hash != e.Sum() || e.At.IsZero() {
 			t.Errorf("entry %+v", e)
@@ -662,6 +755,52 @@ func chainRace(t *testing.T, one, two *store.Store) {
 			t.Fatalf("entry %d: %+v", i, e)
 		}
 		prev = e.Hash
+	}
+}
+
+// filters: each narrows, all together narrow more, and the pages go both ways.
+func filters(t *testing.T, one, two *store.Store) {
+	at := func(h int) time.Time { return start.Add(time.Duration(h) * time.Hour) }
+	for _, e := range []fleet.Entry{
+		{At: at(1), Actor: "ada", Action: "cordon", Cluster: "a", Node: "n1", Batch: "b1", Session: "s1", Outcome: "succeeded"},
+		{At: at(2), Actor: "ada", Action: "cordon", Cluster: "a", Node: "n2", Batch: "b1", Session: "s1", Outcome: "failed"},
+		{At: at(3), Actor: "bob", Action: "signin", Session: "s2", Outcome: "denied"},
+		{At: at(4), Actor: "bob", Action: "drain", Cluster: "b", Node: "n1", Batch: "b2", Session: "s2"},
+	} {
+		_, err := one.AppendEntry(t.Context(), e)
+		need(t, err)
+	}
+	for _, tt := range []struct {
+		f    fleet.AuditFilter
+		want []int64
+	}{
+		{fleet.AuditFilter{}, []int64{4, 3, 2, 1}},
+		{fleet.AuditFilter{Oldest: true}, []int64{1, 2, 3, 4}},
+		{fleet.AuditFilter{User: "ada"}, []int64{2, 1}},
+		{fleet.AuditFilter{Cluster: "a"}, []int64{2, 1}},
+		{fleet.AuditFilter{Node: "n1"}, []int64{4, 1}},
+		{fleet.AuditFilter{Node: "n1", Cluster: "a"}, []int64{1}},
+		{fleet.AuditFilter{Action: "cordon"}, []int64{2, 1}},
+		{fleet.AuditFilter{Outcome: "failed"}, []int64{2}},
+		{fleet.AuditFilter{Batch: "b1"}, []int64{2, 1}},
+		{fleet.AuditFilter{Session: "s2"}, []int64{4, 3}},
+		{fleet.AuditFilter{Since: at(2), Until: at(4)}, []int64{3, 2}},
+		{fleet.AuditFilter{BeforeSeq: 4, AfterSeq: 1}, []int64{3, 2}},
+		{fleet.AuditFilter{AfterSeq: 1, Oldest: true, Limit: 2}, []int64{2, 3}},
+		{fleet.AuditFilter{BeforeSeq: 4, Limit: 2}, []int64{3, 2}},
+		{fleet.AuditFilter{User: "ada", Cluster: "a", Node: "n2", Action: "cordon", Outcome: "failed", Batch: "b1", Session: "s1", Since: at(2)}, []int64{2}},
+		{fleet.AuditFilter{User: "ada", Session: "s2"}, nil},
+		{fleet.AuditFilter{Batch: "b1' OR '1'='1"}, nil},
+	} {
+		got, err := two.Entries(t.Context(), tt.f)
+		need(t, err)
+		var seqs []int64
+		for _, e := range got {
+			seqs = append(seqs, e.Seq)
+		}
+		if diff := cmp.Diff(tt.want, seqs); diff != "" {
+			t.Errorf("%+v (-want +got):\n%s", tt.f, diff)
+		}
 	}
 }
 

@@ -18,8 +18,8 @@ func half(hash string) fleet.HalfSignIn {
 func withFactor(t *testing.T, one *store.Store) {
 	t.Helper()
 	need(t, one.AddUser(t.Context(), person("ada", fleet.RoleAdmin), event))
-	need(t, one.SetFactor(t.Context(), "id-ada", "sealed"))
-	ended, err := one.ConfirmFactor(t.Context(), "id-ada", "sealed", 10, []string{"r1", "r2"}, "", start, event)
+	need(t, one.SetFactor(t.Context(), "id-ada", factor()))
+	ended, err := one.ConfirmFactor(t.Context(), "id-ada", factor(), 10, []string{"r1", "r2"}, "", start, event)
 	need(t, err)
 	if len(ended) != 0 {
 		t.Errorf("ended %v", ended)
@@ -39,12 +39,12 @@ func secondStep(t *testing.T, one, two *store.Store) {
 	need(t, one.AddUser(ctx, person("ada", fleet.RoleAdmin), event))
 	need(t, one.AddSession(ctx, session("ada", "before"), nil, event))
 	need(t, one.AddSession(ctx, session("ada", "asks"), nil, event))
-	need(t, one.SetFactor(ctx, "id-ada", "first"))
-	need(t, one.SetFactor(ctx, "id-ada", "sealed"))
-	_, err := two.ConfirmFactor(ctx, "id-ada", "first", 10, nil, "asks", start, event)
+	need(t, one.SetFactor(ctx, "id-ada", fleet.Sealed{Data: "first"}))
+	need(t, one.SetFactor(ctx, "id-ada", factor()))
+	_, err := two.ConfirmFactor(ctx, "id-ada", fleet.Sealed{Data: "first"}, 10, nil, "asks", start, event)
 	is(t, "a secret that was replaced", err, fleet.ErrConflict)
 	need(t, one.AddSession(ctx, session("ada", "unconfirmed"), nil, event))
-	ended, err := two.ConfirmFactor(ctx, "id-ada", "sealed", 10, []string{"r1", "r2"}, "asks", start, event)
+	ended, err := two.ConfirmFactor(ctx, "id-ada", factor(), 10, []string{"r1", "r2"}, "asks", start, event)
 	need(t, err)
 	if len(ended) != 2 {
 		t.Errorf("ended %v", ended)
@@ -53,9 +53,9 @@ func secondStep(t *testing.T, one, two *store.Store) {
 	is(t, "a session from before", err, fleet.ErrUnauthenticated)
 	_, err = one.Session(ctx, "asks", start)
 	need(t, err)
-	_, err = one.ConfirmFactor(ctx, "id-ada", "sealed", 20, nil, "", start, event)
+	_, err = one.ConfirmFactor(ctx, "id-ada", factor(), 20, nil, "", start, event)
 	is(t, "confirmed already", err, fleet.ErrConflict)
-	is(t, "begun while there is one", one.SetFactor(ctx, "id-ada", "x"), fleet.ErrConflict)
+	is(t, "begun while there is one", one.SetFactor(ctx, "id-ada", fleet.Sealed{Data: "x"}), fleet.ErrConflict)
 
 	is(t, "no half", two.AddSession(ctx, session("ada", "s1"), nil, event), fleet.ErrUnauthenticated)
 	is(t, "a half that is not there", two.AddSession(ctx, completed("s2", "none", fleet.Proof{Step: 11}), nil, event), fleet.ErrUnauthenticated)
@@ -230,7 +230,7 @@ func vouchedIdentities(t *testing.T, one, two *store.Store) {
 	}
 	_, err = two.AccountOf(ctx, fleet.Identity{Kind: fleet.PersonLocal})
 	is(t, "local people have none", err, fleet.ErrNotFound)
-	is(t, "a second factor", one.SetFactor(ctx, "id-ada", "x"), fleet.ErrConflict)
+	is(t, "a second factor", one.SetFactor(ctx, "id-ada", fleet.Sealed{Data: "x"}), fleet.ErrConflict)
 	is(t, "an invitation", one.SetInvitation(ctx, "ada", "i", start.Add(time.Hour), event), fleet.ErrConflict)
 	// People who have no password here are no less admins.
 	need(t, one.AddSession(ctx, session("ada", "s"), nil, event))

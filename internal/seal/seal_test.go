@@ -1,4 +1,4 @@
-package credentials_test
+package seal_test
 
 import (
 	"bytes"
@@ -6,31 +6,38 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
-	"github.com/kube-node-manager/kube-node-manager/internal/credentials"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
+	"github.com/kube-node-manager/kube-node-manager/internal/seal"
 )
 
-func keys(t *testing.T, lines ...fleet.Secret) *credentials.Keys {
+const canary = "canary-4c1f9a-never-shown"
+
+func b64(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
+
+func keys(t *testing.T, lines ...fleet.Secret) *seal.Keys {
 	t.Helper()
 	var text strings.Builder
 	for _, l := range lines {
 		text.WriteString(l.Reveal() + "\n")
 	}
-	k, err := credentials.ParseKeys(fleet.Secret(text.String()))
+	k, err := seal.Parse(fleet.Secret(text.String()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return k
 }
 
-func TestParseKeys(t *testing.T) {
+func TestParse(t *testing.T) {
 	t.Parallel()
-	one, two := credentials.NewKey(), credentials.NewKey()
+	one, two := seal.NewKey(), seal.NewKey()
 	raw, err := base64.StdEncoding.DecodeString(one.Reveal())
 	if err != nil || len(raw) != 32 {
 		t.Fatalf("%v: %d bytes", err, len(raw))
@@ -39,7 +46,7 @@ func TestParseKeys(t *testing.T) {
 	if err := os.WriteFile(path, []byte("# the new one\n\n  "+two.Reveal()+"  \r\n"+hex.EncodeToString(raw)+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k, err := credentials.ReadKeyFile(path)
+	k, err := seal.Read(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +59,7 @@ func TestParseKeys(t *testing.T) {
 		"one byte": hex.EncodeToString(bytes.Repeat([]byte{7}, 32)), "too long": hex.EncodeToString(make([]byte, 33)),
 		"one good, one bad": one.Reveal() + "\n" + canary,
 	} {
-		_, err := credentials.ParseKeys(fleet.Secret(text))
+		_, err := seal.Parse(fleet.Secret(text))
 		if !errors.Is(err, fleet.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -60,7 +67,7 @@ func TestParseKeys(t *testing.T) {
 			t.Errorf("%s: the error repeats what is in the file: %v", name, err)
 		}
 	}
-	if _, err := credentials.ReadKeyFile(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := seal.Read(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 	for _, shown := range []string{fmt.Sprintf("%v %+v %s", k, k, k), one.String()} {
@@ -70,9 +77,44 @@ func TestParseKeys(t *testing.T) {
 	}
 }
 
-var here = credentials.ClusterPlace(fleet.StoredCluster{ID: "row-1", Name: "prod"})
+// Processes that start at once make one key; the file is their owner's alone, and nothing is left beside it.
+func TestCreate(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "key")
+	var made atomic.Int32
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			switch err := seal.Create(file); {
+			case err == nil:
+				made.Add(1)
+			case !errors.Is(err, fs.ErrExist):
+				t.Error(err)
+			}
+			if k, err := seal.Read(file); err != nil || len(k.IDs()) != 1 {
+				t.Errorf("%v %v", k, err)
+			}
+		})
+	}
+	wg.Wait()
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made.Load() != 1 || info.Mode().Perm() != 0o600 {
+		t.Errorf("%d made it, with mode %v", made.Load(), info.Mode())
+	}
+	if left, err := os.ReadDir(filepath.Dir(file)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	if err := seal.Create(filepath.Join(t.TempDir(), "no", "directory")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nowhere: %v", err)
+	}
+}
 
-func sealed(t *testing.T, k *credentials.Keys) fleet.SealedCredential {
+var here = fleet.StoredCluster{ID: "row-1", Name: "prod"}.Place()
+
+func sealed(t *testing.T, k *seal.Keys) fleet.Sealed {
 	t.Helper()
 	s, err := k.Seal(here, []byte(canary))
 	if err != nil {
@@ -83,7 +125,7 @@ func sealed(t *testing.T, k *credentials.Keys) fleet.SealedCredential {
 
 func TestSeal(t *testing.T) {
 	t.Parallel()
-	k := keys(t, credentials.NewKey())
+	k := keys(t, seal.NewKey())
 	s, other := sealed(t, k), sealed(t, k)
 	plain, err := k.Open(here, s)
 	if err != nil || string(plain) != canary {
@@ -103,20 +145,24 @@ func TestSeal(t *testing.T) {
 // What is stored opens in its own place only, and not after any change.
 func TestOpen_Nowhere(t *testing.T) {
 	t.Parallel()
-	k := keys(t, credentials.NewKey())
+	k := keys(t, seal.NewKey())
 	s, other := sealed(t, k), sealed(t, k)
-	elsewhere, err := k.Seal(credentials.ClusterPlace(fleet.StoredCluster{ID: "row-2", Name: "prod"}), []byte("x"))
+	elsewhere, err := k.Seal(fleet.StoredCluster{ID: "row-2", Name: "prod"}.Place(), []byte("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, place := range map[string]credentials.Place{
+	factor, err := k.Seal(fleet.FactorPlace("row-1/prod"), []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, place := range map[string]fleet.Place{
 		"another row":    {Table: here.Table, Row: "row-2", Column: here.Column},
-		"another name":   credentials.ClusterPlace(fleet.StoredCluster{ID: "row-1", Name: "lab"}),
+		"another name":   fleet.StoredCluster{ID: "row-1", Name: "lab"}.Place(),
 		"another table":  {Table: "users", Row: here.Row, Column: here.Column},
 		"another column": {Table: here.Table, Row: here.Row, Column: "server"},
 		"shifted":        {Table: here.Table + "5:", Row: here.Row, Column: here.Column},
 	} {
-		if _, err := k.Open(place, s); !errors.Is(err, credentials.ErrUnreadable) {
+		if _, err := k.Open(place, s); !errors.Is(err, seal.ErrUnreadable) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -125,29 +171,30 @@ func TestOpen_Nowhere(t *testing.T) {
 		t.Fatal("no spare bits: the text of this test has the wrong length")
 	}
 	loose = loose[:len(loose)-1] + string(loose[len(loose)-1]+1) + s.Data[len(loose):]
-	for name, mixed := range map[string]fleet.SealedCredential{
+	for name, mixed := range map[string]fleet.Sealed{
 		"another spelling":        {Key: s.Key, Wrapped: s.Wrapped, Data: loose},
 		"data of another":         {Key: s.Key, Wrapped: s.Wrapped, Data: other.Data},
 		"key of another":          {Key: s.Key, Wrapped: other.Wrapped, Data: s.Data},
 		"all of another row":      elsewhere,
+		"all of another table":    factor,
 		"the wrapped key as data": {Key: s.Key, Wrapped: s.Wrapped, Data: s.Wrapped},
 		"the data as key":         {Key: s.Key, Wrapped: s.Data, Data: s.Data},
 		"empty":                   {Key: s.Key},
 		"no base64":               {Key: s.Key, Wrapped: "!", Data: s.Data},
 		"a line break":            {Key: s.Key, Wrapped: s.Wrapped + "\n", Data: s.Data},
 	} {
-		if _, err := k.Open(here, mixed); !errors.Is(err, credentials.ErrUnreadable) {
+		if _, err := k.Open(here, mixed); !errors.Is(err, seal.ErrUnreadable) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	stranger := keys(t, credentials.NewKey())
+	stranger := keys(t, seal.NewKey())
 	_, err = stranger.Open(here, s)
-	if e, ok := errors.AsType[*credentials.UnknownKeyError](err); !ok || e.ID != k.Current() || !errors.Is(err, fleet.ErrUnavailable) {
+	if e, ok := errors.AsType[*seal.UnknownKeyError](err); !ok || e.ID != k.Current() || !errors.Is(err, fleet.ErrUnavailable) {
 		t.Errorf("another key: %v", err)
 	}
 	forged := s
 	forged.Key = stranger.Current()
-	if _, err := stranger.Open(here, forged); !errors.Is(err, credentials.ErrUnreadable) {
+	if _, err := stranger.Open(here, forged); !errors.Is(err, seal.ErrUnreadable) {
 		t.Errorf("another key under its own name: %v", err)
 	}
 }
@@ -155,7 +202,7 @@ func TestOpen_Nowhere(t *testing.T) {
 // Every bit of what is stored is guarded.
 func TestOpen_EveryBit(t *testing.T) {
 	t.Parallel()
-	k := keys(t, credentials.NewKey())
+	k := keys(t, seal.NewKey())
 	s := sealed(t, k)
 	flipped := 0
 	for _, part := range []*string{&s.Wrapped, &s.Data} {
@@ -168,7 +215,7 @@ func TestOpen_EveryBit(t *testing.T) {
 			bad := bytes.Clone(raw)
 			bad[i/8] ^= 1 << (i % 8)
 			*part = base64.StdEncoding.EncodeToString(bad)
-			if _, err := k.Open(here, s); !errors.Is(err, credentials.ErrUnreadable) {
+			if _, err := k.Open(here, s); !errors.Is(err, seal.ErrUnreadable) {
 				t.Fatalf("bit %d: %v", i, err)
 			}
 			flipped++
@@ -182,7 +229,7 @@ func TestOpen_EveryBit(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
-	k, err := credentials.ParseKeys(credentials.NewKey())
+	k, err := seal.Parse(seal.NewKey())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -193,7 +240,7 @@ func FuzzOpen(f *testing.F) {
 	f.Add(s.Wrapped, s.Data)
 	f.Add("", "AA==")
 	f.Fuzz(func(t *testing.T, wrapped, data string) {
-		plain, err := k.Open(here, fleet.SealedCredential{Key: s.Key, Wrapped: wrapped, Data: data})
+		plain, err := k.Open(here, fleet.Sealed{Key: s.Key, Wrapped: wrapped, Data: data})
 		if err == nil && (wrapped != s.Wrapped || data != s.Data) {
 			t.Errorf("a forgery opens as %q", plain)
 		}

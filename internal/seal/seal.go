@@ -1,4 +1,4 @@
-package credentials
+package seal
 
 import (
 	"bufio"
@@ -30,20 +30,17 @@ const (
 
 // ErrUnreadable says that a sealed secret does not open: it was changed, moved to another row, or sealed with a key that
 // only has the same id.
-var ErrUnreadable = fmt.Errorf("the credential cannot be read: %w", fleet.ErrUnavailable)
+var ErrUnreadable = fmt.Errorf("a sealed secret does not open: %w", fleet.ErrUnavailable)
 
 // UnknownKeyError says that a secret is sealed under a key that we were not given. It is ErrUnavailable.
 type UnknownKeyError struct{ ID string }
 
 func (e *UnknownKeyError) Error() string {
-	return fmt.Sprintf("the credential is sealed with the key %s, which is not among those that were given", e.ID)
+	return fmt.Sprintf("it is sealed with the key %s, which is not among those that were given", e.ID)
 }
 
 // Is makes every UnknownKeyError an ErrUnavailable.
 func (e *UnknownKeyError) Is(target error) bool { return target == fleet.ErrUnavailable }
-
-// Place is where a sealed secret is kept. It opens nowhere else, so that rows cannot be swapped.
-type Place struct{ Table, Row, Column string }
 
 // Keys are key-encryption keys; the first one seals, all of them open.
 type Keys struct{ ring []key }
@@ -53,29 +50,29 @@ type key struct {
 	aead cipher.AEAD
 }
 
-// ReadKeyFile reads one key a line, base64 or hex of 32 bytes, the current one first. Empty lines and lines that begin
+// Read reads a file with one key a line, base64 or hex of 32 bytes, the current one first. Empty lines and lines that begin
 // with # say nothing. Errors never repeat what is in the file.
-func ReadKeyFile(path string) (*Keys, error) {
+func Read(path string) (*Keys, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the credentials key: %w", err)
+		return nil, fmt.Errorf("reading the key: %w", err)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
 	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("reading the credentials key: %w", err)
+		return nil, fmt.Errorf("reading the key: %w", err)
 	}
 	if len(text) > maxKeyFile {
-		return nil, fmt.Errorf("reading the credentials key: %s is no key file: %w", path, fleet.ErrTooLarge)
+		return nil, fmt.Errorf("reading the key: %s is no key file: %w", path, fleet.ErrTooLarge)
 	}
-	keys, err := ParseKeys(fleet.Secret(text))
+	keys, err := Parse(fleet.Secret(text))
 	if err != nil {
-		return nil, fmt.Errorf("reading the credentials key in %s: %w", path, err)
+		return nil, fmt.Errorf("reading the key in %s: %w", path, err)
 	}
 	return keys, nil
 }
 
-// ParseKeys reads keys as ReadKeyFile does.
-func ParseKeys(text fleet.Secret) (*Keys, error) {
+// Parse reads keys as Read does.
+func Parse(text fleet.Secret) (*Keys, error) {
 	k := &Keys{}
 	lines := bufio.NewScanner(strings.NewReader(text.Reveal()))
 	lines.Buffer(nil, maxKeyFile+1)
@@ -86,24 +83,24 @@ func ParseKeys(text fleet.Secret) (*Keys, error) {
 		}
 		raw, ok := keyText(line)
 		if !ok {
-			return nil, fleet.Invalid("credentials-key", "line %d is not 32 bytes in base64 or hex", n)
+			return nil, fleet.Invalid("key", "line %d is not 32 bytes in base64 or hex", n)
 		}
 		one, err := newKey(raw)
 		if err != nil {
 			return nil, err
 		}
 		if k.find(one.id) != nil {
-			return nil, fleet.Invalid("credentials-key", "line %d repeats a key", n)
+			return nil, fleet.Invalid("key", "line %d repeats a key", n)
 		}
 		if k.ring = append(k.ring, one); len(k.ring) > maxKeys {
-			return nil, fleet.Invalid("credentials-key", "holds more than %d keys", maxKeys)
+			return nil, fleet.Invalid("key", "holds more than %d keys", maxKeys)
 		}
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("reading keys: %w", err)
 	}
 	if len(k.ring) == 0 {
-		return nil, fleet.Invalid("credentials-key", "holds no key")
+		return nil, fleet.Invalid("key", "holds no key")
 	}
 	return k, nil
 }
@@ -122,9 +119,9 @@ func keyText(line string) ([]byte, bool) {
 
 func newKey(raw []byte) (key, error) {
 	if bytes.Count(raw, raw[:1]) == len(raw) {
-		return key{}, fleet.Invalid("credentials-key", "is one byte repeated, which anybody would try first")
+		return key{}, fleet.Invalid("key", "is one byte repeated, which anybody would try first")
 	}
-	aead, err := seal(raw)
+	aead, err := gcm(raw)
 	if err != nil {
 		return key{}, err
 	}
@@ -140,9 +137,9 @@ func NewKey() fleet.Secret {
 	return fleet.Secret(base64.StdEncoding.EncodeToString(raw))
 }
 
-// seal is AES-256-GCM with a random nonce in front of each text. Random nonces are good for 2³² texts of one key; a data
-// key seals one, and a wrapping key one for each cluster and rotation.
-func seal(raw []byte) (cipher.AEAD, error) {
+// gcm is AES-256-GCM with a random nonce in front of each text. Random nonces are good for 2³² texts of one key; a data
+// key seals one, and a wrapping key one for each secret and rotation.
+func gcm(raw []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(raw)
 	if err != nil {
 		return nil, fmt.Errorf("making a cipher: %w", err)
@@ -185,7 +182,7 @@ func (k *Keys) find(id string) *key {
 }
 
 // bind is what a ciphertext is authenticated with. Lengths keep two different places from having the same encoding.
-func bind(purpose string, p Place, keyID string) []byte {
+func bind(purpose string, p fleet.Place, keyID string) []byte {
 	var b bytes.Buffer
 	for _, field := range []string{format, purpose, p.Table, p.Row, p.Column, keyID} {
 		fmt.Fprintf(&b, "%d:%s\n", len(field), field)
@@ -197,26 +194,26 @@ func bind(purpose string, p Place, keyID string) []byte {
 const purposeKey, purposeData = "key", "data"
 
 // Seal encrypts a text for one place, under a new data key.
-func (k *Keys) Seal(p Place, text []byte) (fleet.SealedCredential, error) {
+func (k *Keys) Seal(p fleet.Place, text []byte) (fleet.Sealed, error) {
 	data := make([]byte, keyBytes)
 	_, _ = rand.Read(data) // never fails
-	aead, err := seal(data)
+	aead, err := gcm(data)
 	if err != nil {
-		return fleet.SealedCredential{}, err
+		return fleet.Sealed{}, err
 	}
-	return fleet.SealedCredential{
+	return fleet.Sealed{
 		Key:     k.Current(),
 		Wrapped: k.wrap(p, data),
 		Data:    base64.StdEncoding.EncodeToString(aead.Seal(nil, nil, text, bind(purposeData, p, ""))), //nolint:gosec // G407: the cipher makes its own nonces
 	}, nil
 }
 
-func (k *Keys) wrap(p Place, data []byte) string {
+func (k *Keys) wrap(p fleet.Place, data []byte) string {
 	current := k.ring[0]
 	return base64.StdEncoding.EncodeToString(current.aead.Seal(nil, nil, data, bind(purposeKey, p, current.id))) //nolint:gosec // G407: the cipher makes its own nonces
 }
 
-func (k *Keys) unwrap(p Place, s fleet.SealedCredential) ([]byte, error) {
+func (k *Keys) unwrap(p fleet.Place, s fleet.Sealed) ([]byte, error) {
 	one := k.find(s.Key)
 	if one == nil {
 		return nil, &UnknownKeyError{ID: s.Key}
@@ -238,7 +235,7 @@ func open(aead cipher.AEAD, text string, bound []byte) ([]byte, error) {
 }
 
 // Open decrypts what was sealed for the place. UnknownKeyError, ErrUnreadable.
-func (k *Keys) Open(p Place, s fleet.SealedCredential) ([]byte, error) {
+func (k *Keys) Open(p fleet.Place, s fleet.Sealed) ([]byte, error) {
 	data, err := k.unwrap(p, s)
 	if err != nil {
 		return nil, err
@@ -246,7 +243,7 @@ func (k *Keys) Open(p Place, s fleet.SealedCredential) ([]byte, error) {
 	if len(data) != keyBytes {
 		return nil, ErrUnreadable
 	}
-	aead, err := seal(data)
+	aead, err := gcm(data)
 	if err != nil {
 		return nil, err
 	}
@@ -255,7 +252,7 @@ func (k *Keys) Open(p Place, s fleet.SealedCredential) ([]byte, error) {
 
 // Rewrap wraps the data key with the current key. What it seals stays as it is, and is opened once, so that nothing
 // unreadable is given a new wrapping and then taken for good.
-func (k *Keys) Rewrap(p Place, s fleet.SealedCredential) (fleet.SealedCredential, error) {
+func (k *Keys) Rewrap(p fleet.Place, s fleet.Sealed) (fleet.Sealed, error) {
 	if _, err := k.Open(p, s); err != nil {
 		return s, err
 	}
@@ -263,5 +260,5 @@ func (k *Keys) Rewrap(p Place, s fleet.SealedCredential) (fleet.SealedCredential
 	if err != nil {
 		return s, err
 	}
-	return fleet.SealedCredential{Key: k.Current(), Wrapped: k.wrap(p, data), Data: s.Data}, nil
+	return fleet.Sealed{Key: k.Current(), Wrapped: k.wrap(p, data), Data: s.Data}, nil
 }
