@@ -124,8 +124,9 @@ func needs(op fleet.Operation, before bool) bool {
 		return !before
 	case fleet.ActionUncordon:
 		return before
+	default:
+		return true
 	}
-	return true
 }
 
 // patch makes a change, as the API server does.
