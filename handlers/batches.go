@@ -60,7 +60,7 @@ func (s *server) made(w http.ResponseWriter, r *http.Request, id string) error {
 		return s.streamPanel(w, r, id)
 	case accepts(r, "text/event-stream"):
 		setDeadlines(w, 0, 0)
-		return s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.JSON), Batch: id})
+		return s.progress(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.JSON), Batch: id})
 	case accepts(r, "text/html"):
 		http.Redirect(w, r, location, http.StatusSeeOther)
 		return nil
@@ -88,7 +88,7 @@ func (s *server) streamPanel(w http.ResponseWriter, r *http.Request, id string) 
 		return err
 	}
 	setDeadlines(w, 0, 0)
-	return s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.HTML), Batch: id, Open: panel})
+	return s.progress(w, r, realtime.BatchStream{Viewer: s.freshViewer(r, realtime.HTML), Batch: id, Open: panel})
 }
 
 // canSteer tells whether the buttons are offered. Whether they work is decided where batches are kept.
@@ -153,11 +153,19 @@ func (s *server) batchStream(w http.ResponseWriter, r *http.Request) error {
 	if wantsHTML(r) {
 		format = realtime.HTML
 	}
-	if err := s.cfg.Batches.Sees(r.Context(), callerOf(r), id); err != nil {
-		return notFound(err, unknownBatch(id))
+	return s.progress(w, r, realtime.BatchStream{Viewer: s.viewer(r, format), Batch: id})
+}
+
+// progress serves the stream of a batch to those who see it, and to them no more than they see.
+func (s *server) progress(w http.ResponseWriter, r *http.Request, bs realtime.BatchStream) error {
+	if by := callerOf(r); !by.Sight().All() {
+		b, _, err := s.cfg.Batches.Batch(r.Context(), by, bs.Batch)
+		if err != nil {
+			return notFound(err, unknownBatch(bs.Batch))
+		}
+		bs.Shown = func(now *fleet.Batch) { now.Parent, now.Operation.Revert = b.Parent, b.Operation.Revert }
 	}
-	err = s.cfg.Streams.Batch(w, r, realtime.BatchStream{Viewer: s.viewer(r, format), Batch: id})
-	return notFound(err, unknownBatch(id))
+	return notFound(s.cfg.Streams.Batch(w, r, bs), unknownBatch(bs.Batch))
 }
 
 // batchFilter reads the filters of a list of batches.

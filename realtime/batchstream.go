@@ -247,13 +247,13 @@ func (s *Streamer) Batch(w http.ResponseWriter, r *http.Request, bs BatchStream)
 		return err
 	}
 	defer s.unfollow(b)
-	return s.serve(w, r, bs.Viewer, kindBatch, func(ctx context.Context, c *conn) error { return s.pumpBatch(ctx, c, b, bs.Open) })
+	return s.serve(w, r, bs.Viewer, kindBatch, func(ctx context.Context, c *conn) error { return s.pumpBatch(ctx, c, b, bs) })
 }
 
-func (s *Streamer) pumpBatch(ctx context.Context, c *conn, b *batchBoard, open []byte) error {
+func (s *Streamer) pumpBatch(ctx context.Context, c *conn, b *batchBoard, bs BatchStream) error {
 	cur := parseBatchCursor(c.viewer.Since)
 	s.metrics.began(c, cur >= 0)
-	opened := len(open) == 0 || c.viewer.Format == JSON
+	opened := len(bs.Open) == 0 || c.viewer.Format == JSON
 	started := false
 	id := func() string {
 		if cur < 0 {
@@ -269,7 +269,7 @@ func (s *Streamer) pumpBatch(ctx context.Context, c *conn, b *batchBoard, open [
 		batch, items, next := b.since(cur)
 		var frames []frame
 		if !opened {
-			panel := partialEnd(append(partialStart(nil, "#batch-panel", "innerHTML"), oneLine(open)...))
+			panel := partialEnd(append(partialStart(nil, "#batch-panel", "innerHTML"), oneLine(bs.Open)...))
 			frames, opened = append(frames, event(id(), "", panel)), true
 		}
 		over := batch.State == fleet.BatchDone
@@ -279,6 +279,9 @@ func (s *Streamer) pumpBatch(ctx context.Context, c *conn, b *batchBoard, open [
 			}
 			cur = -1 // the store was restored, and the client saw what is no more
 			batch, items, next = b.since(cur)
+		}
+		if bs.Shown != nil {
+			bs.Shown(&batch)
 		}
 		if batch.Version == cur && started {
 			return frames, next, false

@@ -166,4 +166,6 @@ type BatchStream struct {
 	Viewer
 	Batch string
 	Open  []byte
+	// Shown leaves out of the batch what the viewer does not see; nil: nothing.
+	Shown func(*fleet.Batch)
 }

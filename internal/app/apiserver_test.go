@@ -26,13 +26,19 @@ type apiServer struct {
 
 func fakeCluster(t *testing.T, name string) kube.Cluster {
 	t.Helper()
+	return fakeClusterOf(t, name, "node-")
+}
+
+// fakeClusterOf is a cluster whose names all begin alike: of its nodes and their zone.
+func fakeClusterOf(t *testing.T, name, prefix string) kube.Cluster {
+	t.Helper()
 	s := &apiServer{nodes: map[string]map[string]any{}, watchers: map[chan []byte]bool{}, version: 10}
 	for i := range 3 {
-		n := fmt.Sprintf("node-%d", i)
+		n := fmt.Sprint(prefix, i)
 		s.nodes[n] = map[string]any{
 			"kind": "Node", "apiVersion": "v1",
-			"metadata": map[string]any{"name": n, "uid": "uid-" + n, "resourceVersion": strconv.Itoa(i + 1), "creationTimestamp": "2026-01-02T03:04:05Z"},
-			"spec":     map[string]any{},
+			"metadata": map[string]any{"name": n, "uid": "uid-" + n, "resourceVersion": strconv.Itoa(i + 1), "creationTimestamp": "2026-01-02T03:04:05Z", "labels": map[string]any{"topology.kubernetes.io/zone": prefix + "zone"}},
+			"spec":     map[string]any{"taints": []any{map[string]any{"key": fmt.Sprint("taint-", len(prefix)), "effect": "PreferNoSchedule"}}},
 			"status":   map[string]any{"conditions": []any{map[string]any{"type": "Ready", "status": "True"}}},
 		}
 	}
