@@ -88,7 +88,12 @@ func newWorld() *world {
 func (wd *world) Window(q *realtime.Query, lang string) realtime.Window {
 	wd.mu.Lock()
 	defer wd.mu.Unlock()
-	w := realtime.Window{Cursor: "e1.42", Revision: 42, Page: 1, Pages: 1, Clusters: wd.clusters()}
+	w := realtime.Window{Cursor: "e1.42", Revision: 42, Page: 1, Pages: 1}
+	for _, c := range wd.clusters() {
+		if q.Sees(c.Name) {
+			w.Clusters = append(w.Clusters, c)
+		}
+	}
 	for _, n := range wd.nodes {
 		if q.Match(n) {
 			w.Total++

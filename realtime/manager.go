@@ -334,7 +334,7 @@ func (m *Manager) Window(q *Query, lang string) Window {
 	}
 	sets := map[facet]map[string]struct{}{facetZone: {}, facetRole: {}, facetType: {}, facetVersion: {}}
 	for name, b := range m.all() {
-		if q.sees(name) {
+		if q.Sees(name) {
 			b.values(sets)
 		}
 	}

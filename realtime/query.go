@@ -131,8 +131,8 @@ func nodeQuery(sight fleet.Sight, ref fleet.NodeRef) *Query {
 	return q
 }
 
-// sees tells whether a cluster is one of the query's.
-func (q *Query) sees(cluster string) bool {
+// Sees tells whether a cluster is one of the query's.
+func (q *Query) Sees(cluster string) bool {
 	return (q.Cluster == "" || q.Cluster == cluster) && q.sight.Sees(cluster)
 }
 
@@ -175,7 +175,7 @@ func fieldError(field, key, part string, allowed []string, format string, args .
 }
 
 // Match tells whether the query selects the node. The cluster is part of the question, and so is who asks.
-func (q *Query) Match(n *fleet.Node) bool { return q.sees(n.Ref.Cluster) && q.selects(n) }
+func (q *Query) Match(n *fleet.Node) bool { return q.Sees(n.Ref.Cluster) && q.selects(n) }
 
 // selects is Match for a node of a cluster that the query sees.
 func (q *Query) selects(n *fleet.Node) bool {

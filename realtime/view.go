@@ -150,7 +150,7 @@ func (v *view) pick(all map[string]*board, topology uint64) map[string]*board {
 	if v.seen == nil || v.seenAt != topology {
 		v.seen, v.seenAt = map[string]*board{}, topology
 		for name, b := range all {
-			if v.q.sees(name) {
+			if v.q.Sees(name) {
 				v.seen[name] = b
 			}
 		}

@@ -81,8 +81,12 @@ func TestEngine_BatchesOutOfSight(t *testing.T) {
 		who  fleet.Caller
 		want []string
 	}{
-		{ada, []string{copied, other, both, own}}, {vic, []string{copied, other, both, own}}, {pia, []string{own}}, {blind, nil},
-		{fleet.Caller{Role: fleet.RoleNone}, nil}, {fleet.Caller{}, nil},
+		{ada, []string{copied, other, both, own}},
+		{vic, []string{copied, other, both, own}},
+		{pia, []string{own}},
+		{blind, nil},
+		{fleet.Caller{Role: fleet.RoleNone}, nil},
+		{fleet.Caller{}, nil},
 	} {
 		list, err := e.List(ctx, tt.who, fleet.BatchFilter{})
 		if err != nil {
