@@ -155,7 +155,7 @@ func TestVerify_NamesTheFirstBadNumber(t *testing.T) {
 	t.Parallel()
 	const n = 2100 // more than two pages
 	copied := filled(t, n)
-	places := []int64{1, 2, 999, 1000, 1001, n - 1, n}
+	places := []int64{1, 1000, 1001, n} // the store has the harm at random places: here are the ends of pages
 	exec := func(t *testing.T, db *sqlx.DB, query string, args ...any) {
 		t.Helper()
 		res, err := db.ExecContext(t.Context(), query, args...)

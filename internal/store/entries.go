@@ -126,8 +126,13 @@ func entriesQuery(f fleet.AuditFilter) (query string, args []any) {
 	}
 	// The second condition of some says nothing new; it lets the index serve that leaves the empty ones out.
 	for _, is := range [][2]string{
-		{"actor = ?", f.User}, {"cluster = ? AND cluster <> ''", f.Cluster}, {"node = ? AND node <> ''", f.Node}, {"action = ?", f.Action},
-		{"outcome = ? AND outcome <> ''", f.Outcome}, {"batch = ? AND batch <> ''", f.Batch}, {"session = ? AND session <> ''", f.Session},
+		{"actor = ?", f.User},
+		{"action = ?", f.Action},
+		{"cluster = ? AND cluster <> ''", f.Cluster},
+		{"node = ? AND node <> ''", f.Node},
+		{"outcome = ? AND outcome <> ''", f.Outcome},
+		{"batch = ? AND batch <> ''", f.Batch},
+		{"session = ? AND session <> ''", f.Session},
 	} {
 		if is[1] != "" {
 			add(is[0], is[1])
