@@ -662,11 +662,11 @@ func (r *runner) rest(d time.Duration) bool {
 func (r *runner) count(s fleet.ItemState) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch s {
-	case fleet.ItemFailed:
+	if s == fleet.ItemFailed {
 		r.failed++
 		r.streak++
-	case fleet.ItemSucceeded:
+	}
+	if s == fleet.ItemSucceeded {
 		r.streak = 0
 	}
 }
