@@ -40,7 +40,7 @@ type hostile struct {
 }
 
 func hostileBodies() []hostile {
-	many := func(n int, one string, between string) string {
+	many := func(n int, one, between string) string {
 		return strings.TrimSuffix(strings.Repeat(one+between, n), between)
 	}
 	huge := strings.Repeat("a", batchBodyLimit+1)

@@ -174,7 +174,7 @@ func addressed(t testing.TB) http.Handler {
 }
 
 func addressOf(h http.Handler, peer string, xff []string) string {
-	r := httptest.NewRequest(http.MethodGet, "http://knm.test/addr", nil) //nolint:noctx // nothing waits
+	r := httptest.NewRequest(http.MethodGet, "http://knm.test/addr", nil)
 	r.RemoteAddr = peer
 	r.Header["X-Forwarded-For"] = xff
 	for _, name := range []string{"X-Real-Ip", "True-Client-Ip", "Cf-Connecting-Ip", "X-Client-Ip", "Forwarded", "X-Cluster-Client-Ip"} {

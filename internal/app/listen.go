@@ -55,7 +55,7 @@ func (a *App) ceiling(files uint64) (total, perAddr int) {
 	streams := cmp.Or(s.Total, defaultStreams)
 	total = cmp.Or(a.cfg.Connections.Total, streams+streams/3)
 	perAddr = cmp.Or(a.cfg.Connections.PerAddress, perAddressFactor*cmp.Or(s.PerAddress, defaultPerAddress))
-	if granted := int(min(files, 1<<30)) - spareFiles; granted < total { //nolint:gosec // G115: bounded in the same line
+	if granted := int(min(files, 1<<30)) - spareFiles; granted < total {
 		total = max(granted, fewestConnections)
 		a.logger.Warn("the limit of open files allows for fewer connections than are configured: raise it, as with ulimit -n",
 			"files", files, "connections", total)

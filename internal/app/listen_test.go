@@ -78,7 +78,7 @@ func TestServer_SlowClients(t *testing.T) {
 		var d *door
 		r := startWith(t, cfg, func(a *App) {
 			d = a.http.(*door)
-			if err := d.Listener.Close(); err != nil {
+			if err := d.Close(); err != nil {
 				t.Error(err)
 			}
 			d.Listener = wire
@@ -223,7 +223,7 @@ func TestServer_SlowClients(t *testing.T) {
 func TestDoor(t *testing.T) {
 	t.Parallel()
 	wire := newPipes()
-	defer wire.Close()
+	defer func() { _ = wire.Close() }() // it never fails
 	reg := prometheus.NewRegistry()
 	counts, err := newDoorMetrics(reg)
 	if err != nil {

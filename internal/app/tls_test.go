@@ -86,7 +86,7 @@ func TestTLS_Handshakes(t *testing.T) {
 		if st.Version != tt.version || st.NegotiatedProtocol != tt.proto && tt.proto != "" {
 			t.Errorf("%s: %s, %q, %s", tt.name, tls.VersionName(st.Version), st.NegotiatedProtocol, tls.CipherSuiteName(st.CipherSuite))
 		}
-		conn.Close()
+		_ = conn.Close() // nothing was said
 	}
 	taken := 0
 	for _, id := range slices.Concat(weak, strong) {
@@ -98,7 +98,7 @@ func TestTLS_Handshakes(t *testing.T) {
 		}
 		if err == nil {
 			taken++
-			conn.Close()
+			_ = conn.Close()
 		}
 	}
 	if taken == 0 || len(weak) < 8 {
@@ -141,7 +141,7 @@ func TestTLS_RenewalKeepsStreams(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		return conn.ConnectionState().PeerCertificates[0].Raw
 	}
 	if string(served()) != string(first) {

@@ -55,8 +55,9 @@ type runner struct {
 	drains  *recorder     // nil for actions that are done at once
 	noted   string        // the note that the loop left, of the loop
 
-	mu     sync.Mutex // guards failed, moved, steer, hold, ends
+	mu     sync.Mutex // guards failed, streak, moved, steer, hold, ends
 	failed int
+	streak int  // failed nodes since the last one that succeeded
 	moved  bool // something was recorded in this run
 	steer  fleet.BatchSteer
 	hold   chan struct{}                   // closed when a pause begins or ends
@@ -291,12 +292,12 @@ func (r *runner) work() error {
 	if r.batch.CancelledBy != "" {
 		return fleet.ErrCancelled
 	}
-	for i := range r.items {
-		if r.items[i].State == fleet.ItemFailed {
-			r.fail(false)
-		}
+	ended := slices.Clone(r.items)
+	slices.SortStableFunc(ended, func(x, y fleet.Item) int { return x.EndedAt.Compare(y.EndedAt) })
+	for i := range ended {
+		r.count(ended[i].State)
 	}
-	r.fail(true)
+	r.judge()
 
 	r.learn(fleet.BatchSteer{PausedBy: r.batch.PausedBy, Passed: r.batch.Passed, Version: r.batch.Version})
 	if err := r.start(); err != nil {
@@ -629,10 +630,8 @@ func (r *runner) finish(it *fleet.Item, res fleet.ItemResult, err error) {
 	r.mu.Lock()
 	r.moved = true
 	r.mu.Unlock()
-	if done.State == fleet.ItemFailed {
-		r.fail(false)
-		r.fail(true)
-	}
+	r.count(done.State)
+	r.judge()
 }
 
 // down writes down all that an item has told, and then its end.
@@ -659,17 +658,39 @@ func (r *runner) rest(d time.Duration) bool {
 	}
 }
 
-// fail counts a failed node, or applies the stop rule to what was counted.
-func (r *runner) fail(judge bool) {
+// count counts a node that has ended.
+func (r *runner) count(s fleet.ItemState) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !judge {
+	if s == fleet.ItemFailed {
 		r.failed++
-		return
+		r.streak++
 	}
-	if r.batch.Rollout.MaxFailures > 0 && r.failed >= r.batch.Rollout.MaxFailures {
+	if s == fleet.ItemSucceeded {
+		r.streak = 0
+	}
+}
+
+// judge applies the stop rule to what was counted. A drain has one for which nobody asked: of nodes that fail one after
+// the other, the next one will fail too, and stay cordoned.
+func (r *runner) judge() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	most, n := r.batch.Rollout.MaxFailures, r.failed
+	if most == 0 && r.batch.Operation.Action == fleet.ActionDrain {
+		most, n = fleet.MaxStreak, r.streak
+	}
+	if most > 0 && n >= most {
 		r.stop(errFailures)
 	}
+}
+
+// tooMany says which stop rule it was.
+func (r *runner) tooMany() string {
+	if r.batch.Rollout.MaxFailures == 0 {
+		return fmt.Sprintf("stopped after %d failed nodes in a row; max_failures would set another limit", r.streak)
+	}
+	return fmt.Sprintf("stopped after %d failed nodes", r.failed)
 }
 
 // end leaves the batch in the state that the reason asks for.
@@ -695,7 +716,7 @@ func (r *runner) end(ctx context.Context, reason error) {
 		closing = fleet.BatchEnd{
 			Code:  fleet.CodeStopped,
 			Error: "not started: too many nodes had failed",
-			Note:  fmt.Sprintf("stopped after %d failed nodes", r.failed),
+			Note:  r.tooMany(),
 		}
 	default: // it came to the end, or the engine stops
 		if r.open() > 0 {

@@ -48,6 +48,9 @@ const (
 	WarnWebhookDeadlock = "webhook_deadlock"
 	WarnControlPlane    = "control_plane" // nodes of the control plane are among those of the batch
 	WarnQuorum          = "etcd_quorum"   // and without them those that are left are no majority
+
+	WarnLastOfZone    = "last_of_zone"    // no node of a zone takes pods any more
+	WarnLastOfCluster = "last_of_cluster" // no node of the cluster does
 )
 
 // settle is how long a replacement takes to be ready, where nothing better is known.

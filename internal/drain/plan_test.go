@@ -386,7 +386,16 @@ func TestNewPlan_Warnings(t *testing.T) {
 	t.Parallel()
 	master := func(n *corev1.Node) { n.Labels["node-role.kubernetes.io/control-plane"] = "" }
 	broken := func(n *corev1.Node) { n.Status.Conditions = nil }
-	r := reading([]corev1.Node{machine("m1", master), machine("m2", master), machine("m3", master, broken), machine("n1"), machine("n2")})
+	zone := func(name string) func(*corev1.Node) {
+		return func(n *corev1.Node) { n.Labels[corev1.LabelTopologyZone] = name }
+	}
+	tainted := func(n *corev1.Node) {
+		n.Spec.Taints = []corev1.Taint{{Key: "a", Effect: corev1.TaintEffectNoSchedule}}
+	}
+	r := reading([]corev1.Node{
+		machine("m1", master, tainted), machine("m2", master, tainted), machine("m3", master, tainted, broken), machine("n1", zone("a")), machine("n2", zone("a")),
+		machine("n3", zone("b")), machine("n4", zone("b"), cordoned), machine("n5", zone("b"), broken), machine("n6", zone("b"), tainted),
+	})
 	r.Webhooks = []Webhook{
 		{Name: "here: x", Service: "ns/x", Nodes: []string{"n1"}},
 		{Name: "both: y", Service: "ns/y", Nodes: []string{"n1", "n2"}},
@@ -399,7 +408,13 @@ func TestNewPlan_Warnings(t *testing.T) {
 	}{
 		{[]Target{{Name: "n2"}}, nil},
 		{[]Target{{Name: "n1"}}, []string{"webhook_deadlock here: x, service ns/x"}},
-		{[]Target{{Name: "n1"}, {Name: "n2"}}, []string{"webhook_deadlock here: x, service ns/x", "webhook_deadlock both: y, service ns/y"}},
+		{[]Target{{Name: "n1"}, {Name: "n2"}}, []string{"webhook_deadlock here: x, service ns/x", "webhook_deadlock both: y, service ns/y", "last_of_zone a: n1, n2"}},
+		{[]Target{{Name: "n3"}}, []string{"last_of_zone b: n3"}},
+		{[]Target{{Name: "n4"}, {Name: "n5"}, {Name: "n6"}}, nil}, // they take no pods as it is
+		{
+			[]Target{{Name: "n3"}, {Name: "n2"}, {Name: "n1"}},
+			[]string{"webhook_deadlock here: x, service ns/x", "webhook_deadlock both: y, service ns/y", "last_of_cluster n1, n2, n3"},
+		},
 		{[]Target{{Name: "m3"}}, []string{"control_plane m3"}},
 		{[]Target{{Name: "m1"}}, []string{"control_plane m1", "etcd_quorum 1 of 3 left"}},
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -139,5 +140,58 @@ func (b *builder) warnings() []fleet.Impact {
 			out = append(out, fleet.Impact{ID: "PV-25", Code: WarnQuorum, Detail: fmt.Sprintf("%d of %d left", healthy, total)})
 		}
 	}
+	return append(out, b.last()...)
+}
+
+// last tells whether the targets are the last nodes that take pods, of the cluster or of a zone.
+func (b *builder) last() []fleet.Impact {
+	type nodes struct{ going, staying []string }
+	var all nodes
+	zones := map[string]*nodes{}
+	for i := range b.r.Nodes {
+		n := &b.r.Nodes[i]
+		if !takesPods(n) {
+			continue
+		}
+		of := []*nodes{&all}
+		if zone := n.Labels[corev1.LabelTopologyZone]; zone != "" {
+			if zones[zone] == nil {
+				zones[zone] = &nodes{}
+			}
+			of = append(of, zones[zone])
+		}
+		for _, x := range of {
+			if b.leaving[n.Name] {
+				x.going = append(x.going, n.Name)
+			} else {
+				x.staying = append(x.staying, n.Name)
+			}
+		}
+	}
+	name := func(x *nodes) string {
+		slices.Sort(x.going)
+		if more := len(x.going) - mostLast; more > 0 {
+			return fmt.Sprintf("%s and %d more", strings.Join(x.going[:mostLast], ", "), more)
+		}
+		return strings.Join(x.going, ", ")
+	}
+	if len(all.going) > 0 && len(all.staying) == 0 {
+		return []fleet.Impact{{ID: "PV-25", Code: WarnLastOfCluster, Detail: name(&all)}}
+	}
+	var out []fleet.Impact
+	for _, zone := range slices.Sorted(maps.Keys(zones)) {
+		if x := zones[zone]; len(x.going) > 0 && len(x.staying) == 0 {
+			out = append(out, fleet.Impact{ID: "PV-25", Code: WarnLastOfZone, Detail: kube.Plain(zone) + ": " + name(x)})
+		}
+	}
 	return out
+}
+
+// mostLast bounds the names in a sentence.
+const mostLast = 5
+
+// takesPods tells whether the scheduler would give a pod without tolerations to the node.
+func takesPods(n *corev1.Node) bool {
+	return !n.Spec.Unschedulable && n.DeletionTimestamp == nil && readiness(n) == corev1.ConditionTrue &&
+		!slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Effect != corev1.TaintEffectPreferNoSchedule })
 }

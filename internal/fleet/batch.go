@@ -140,14 +140,17 @@ const (
 	OrderZone  BatchOrder = "zone"  // zone by zone, nodes of the control plane last
 )
 
+// MaxStreak is after how many failed nodes in a row a drain stops for which nobody said otherwise.
+const MaxStreak = 3
+
 // Rollout says how a batch goes over its nodes. Its zero value works on as many nodes at once as the action does by
-// default, in the order given, and never stops by itself.
+// default, in the order given, and stops by itself only if it is a drain and one node after the other fails.
 type Rollout struct {
 	MaxConcurrent  int           `json:"max_concurrent"`  // nodes worked on at once
 	PerCluster     int           `json:"per_cluster"`     // of them in one cluster; 0: no such limit
 	PerZone        int           `json:"per_zone"`        // of them in one zone; 0: no such limit
 	MaxUnavailable int           `json:"max_unavailable"` // nodes of a cluster that are worked on, not ready or cordoned by others; 0: no such limit
-	MaxFailures    int           `json:"max_failures"`    // stop after so many failed nodes; 0: never
+	MaxFailures    int           `json:"max_failures"`    // stop after so many failed nodes; 0: drains after MaxStreak in a row, others never
 	PauseBetween   time.Duration `json:"pause_between"`   // wait before each further node starts
 	Canary         int           `json:"canary"`          // pause after so many nodes until a person goes on
 	Order          BatchOrder    `json:"order"`

@@ -26,6 +26,7 @@ const (
 	ConfirmProtected   = "protected_labels" // changes labels that placement and storage rely on
 	ConfirmDelete      = "past_budgets"     // deletes pods without asking their budgets
 	ConfirmControlNode = "control_plane"    // drains nodes of the control plane
+	ConfirmLastNodes   = "last_nodes"       // drains the last nodes of a zone or of a cluster that take pods
 )
 
 // PlanCounts are nodes by what would happen to them.

@@ -156,7 +156,7 @@ func clampPatience(resp *http.Response) {
 	}
 	wait := longestPatience
 	if s, err := strconv.ParseUint(after, 10, 64); err == nil {
-		wait = time.Duration(min(s, uint64(longestPatience/time.Second))) * time.Second //nolint:gosec // G115: bounded
+		wait = time.Duration(min(s, uint64(longestPatience/time.Second))) * time.Second
 	} else if at, err := http.ParseTime(after); err == nil {
 		wait = min(max(0, time.Until(at)), longestPatience).Truncate(time.Second)
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 
+	"github.com/kube-node-manager/kube-node-manager/internal/drain"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/internal/kube"
 	"github.com/kube-node-manager/kube-node-manager/internal/kubectl"
@@ -38,6 +39,10 @@ const (
 	listPage = 500
 	// manyNodes is up to how many nodes a drain needs nothing typed.
 	manyNodes = 10
+	// manyPercent of the nodes of a cluster are many too, where they are more than freeNodes: of a cluster of ten, two are
+	// a fifth.
+	manyPercent = 10
+	freeNodes   = 3
 	// noBatch stands for the batch that a plan would become: no batch has this id.
 	noBatch = "plan"
 )
@@ -97,6 +102,7 @@ type look struct {
 	guarded bool // some of them guarded by a budget
 	unseen  bool // there are nodes whose pods could not be looked at
 	control bool // nodes of the control plane would be drained
+	last    bool // the last nodes of a zone or of the cluster that take pods would be drained
 }
 
 // look looks at a cluster. One that cannot be looked at says why.
@@ -115,6 +121,9 @@ func (o *Ops) look(ctx context.Context, by fleet.Caller, op fleet.Operation, clu
 	case op.Action == fleet.ActionDrain:
 		l.plan, err = o.planDrain(ctx, by, op, cluster, items)
 		l.control = drainsControlPlane(l.plan.Nodes)
+		l.last = slices.ContainsFunc(l.plan.Warnings, func(w fleet.Impact) bool {
+			return w.Code == drain.WarnLastOfZone || w.Code == drain.WarnLastOfCluster
+		})
 	default:
 		l, err = o.planEdits(ctx, by, op, cluster, items, via)
 	}
@@ -335,18 +344,22 @@ func nodeCounts(clusters []fleet.ClusterPlan, total int) fleet.PlanCounts {
 // whyConfirm are the codes of what a person has to confirm by typing. What could not be looked at counts as bad news.
 func whyConfirm(op fleet.Operation, items []fleet.Item, looks []look) []string {
 	var why []string
-	drained, deletes, guarded, unseen, control := 0, 0, false, false, false
+	drained, deletes, many, guarded, unseen, control, last := 0, 0, false, false, false, false, false
 	for _, l := range looks {
+		here := 0
 		for i := range l.plan.Nodes {
 			if v := l.plan.Nodes[i].Verdict; v == fleet.NodeChange || v == fleet.NodeBlocked {
-				drained++
+				here++
 			}
 		}
+		drained += here
+		many = many || here > freeNodes && l.plan.Capacity != nil && here*100 > manyPercent*l.plan.Capacity.Nodes
+		last = last || l.last
 		deletes += l.deletes
 		guarded, control = guarded || l.guarded, control || l.control
 		unseen = unseen || l.unseen || l.plan.Error != ""
 	}
-	if op.Action == fleet.ActionDrain && drained > manyNodes {
+	if op.Action == fleet.ActionDrain && (many || drained > manyNodes) {
 		why = append(why, fleet.ConfirmManyNodes)
 	}
 	needs := make(map[fleet.Permission]bool)
@@ -366,6 +379,9 @@ func whyConfirm(op fleet.Operation, items []fleet.Item, looks []look) []string {
 	}
 	if control {
 		why = append(why, fleet.ConfirmControlNode)
+	}
+	if last {
+		why = append(why, fleet.ConfirmLastNodes)
 	}
 	return why
 }

@@ -117,6 +117,10 @@ func TestWhyConfirm(t *testing.T) {
 		}
 		return l
 	}
+	of := func(nodes int, l look) look {
+		l.plan.Capacity = &fleet.Capacity{Nodes: nodes}
+		return l
+	}
 	items := []fleet.Item{{Ref: n1}}
 	drain := fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{}}
 	past := fleet.Operation{Action: fleet.ActionDrain, Drain: &fleet.DrainOptions{DisableEviction: true}}
@@ -129,6 +133,10 @@ func TestWhyConfirm(t *testing.T) {
 	}{
 		{"ten nodes", drain, drained(10, fleet.NodeChange), nil},
 		{"eleven nodes", drain, drained(11, fleet.NodeChange), []string{fleet.ConfirmManyNodes}},
+		{"four of forty nodes", drain, of(40, drained(4, fleet.NodeChange)), nil},
+		{"four of thirty-nine nodes", drain, of(39, drained(4, fleet.NodeBlocked)), []string{fleet.ConfirmManyNodes}},
+		{"three of three nodes", drain, of(3, drained(3, fleet.NodeChange)), nil},
+		{"the last nodes", drain, look{last: true}, []string{fleet.ConfirmLastNodes}},
 		{"eleven that are not there", drain, drained(11, fleet.NodeMissing), nil},
 		{"past budgets", past, look{}, []string{fleet.ConfirmDelete}},
 		{"control plane", drain, look{control: true}, []string{fleet.ConfirmControlNode}},
