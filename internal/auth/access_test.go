@@ -258,14 +258,14 @@ func TestTokens_Limited(t *testing.T) {
 			t.Fatal(err)
 		}
 		for cluster, want := range map[string]string{"": tt.may, "prod-1": tt.mayIn} {
-			got := ""
+			var got strings.Builder
 			for _, p := range []fleet.Permission{fleet.PermNodesView, fleet.PermNodeCordon, fleet.PermUsersAdmin} {
 				if c.May(p, cluster) && (p != fleet.PermUsersAdmin || tt.by.Name == "ada") {
-					got += map[fleet.Permission]string{fleet.PermNodesView: "v", fleet.PermNodeCordon: "c", fleet.PermUsersAdmin: "u"}[p]
+					got.WriteString(map[fleet.Permission]string{fleet.PermNodesView: "v", fleet.PermNodeCordon: "c", fleet.PermUsersAdmin: "u"}[p])
 				}
 			}
-			if got != want {
-				t.Errorf("%d: %q in %q may %q in %q, want %q", i, tt.role, tt.scope, got, cluster, want)
+			if got.String() != want {
+				t.Errorf("%d: %q in %q may %q in %q, want %q", i, tt.role, tt.scope, got.String(), cluster, want)
 			}
 		}
 		if c.Name != tt.by.Name || !c.May(fleet.PermSelf, "") {
