@@ -330,7 +330,7 @@ func TestSweep_SecretsAreNowhere(t *testing.T) {
 	metrics := freePort(t)
 	s := startServerWith(t, append(webArgs(file("credentials", key("the key of the credentials")+"\n")),
 		"--kubeconfig", kubeconfig, "--log-level", "debug", "--metrics-listen", metrics, "--lease-namespace", "default",
-		"--totp-key-file", file("totp", key("the key of second factors")), "--audit-key-file", filepath.Join(dir, "audit.key"),
+		"--audit-key-file", filepath.Join(dir, "audit.key"),
 		"--oidc-issuer", idp.Issuer(), "--oidc-client-id", idp.ClientID, "--oidc-client-secret-file", file("oidc", idp.ClientSecret),
 		"--oidc-role-map", "sre=operator",
 		"--ldap-url", "ldaps://127.0.0.1:1", "--ldap-bind-dn", "cn=us", "--ldap-bind-password-file", file("ldap", w.canary("the password of who searches")),
