@@ -91,7 +91,7 @@ func TestStreams_EndWithTheAuthority(t *testing.T) { //nolint:tparallel // what 
 	t.Run("one of two", func(t *testing.T) {
 		other := &client{t: t, base: a.url}
 		other.login("root", password)
-		st, mineStill := other.stream("GET", "/nodes/stream", ""), root.stream("GET", "/nodes/stream", "")
+		st, mineStill := other.stream("GET", "/nodes/stream", ""), root.stream("GET", "/nodes/stream?q="+node, "") // others make nodes enough to fill a page
 		st.until("it to say something", func(event) bool { return true })
 		root.json(204, nil, "DELETE", "/api/v1/sessions/"+another(), "")
 		st.end(patience)
@@ -147,7 +147,7 @@ func TestBatch_EndsWithTheAuthority(t *testing.T) {
 		})
 		tc.loses(who)
 		at := written()
-		done := root.batchDone(b.ID)
+		done := root.batchEnds(b.ID)
 		after := written()
 		t.Logf("%s: %d written before, %d when it was answered, %d at the end", tc.name, before, at, after)
 		switch {
