@@ -51,7 +51,7 @@ func TestSessions_EndToTheSecondUnderAStream(t *testing.T) {
 						t.Error(err)
 					}
 				})
-				tr := &http.Transport{Dial: func(string, string) (net.Conn, error) { return ln.dial("192.0.2.1") }}
+				tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return ln.dial("192.0.2.1") }}
 				defer func() {
 					cancel()
 					bound := context.WithoutCancel(t.Context())

@@ -33,7 +33,8 @@ func TestCaller_In(t *testing.T) {
 		{
 			"a token cuts a role down",
 			Caller{Name: "ada", Role: RoleAdmin, Limit: &Limit{Role: RoleOperator, Scope: "prod"}},
-			"prod", "", Persona{"ada", []string{"role:operator"}},
+			"prod", "",
+			Persona{"ada", []string{"role:operator"}},
 		},
 		{"and to some clusters", Caller{Name: "ada", Role: RoleAdmin, Limit: &Limit{Role: RoleOperator, Scope: "prod"}}, "stage", "", Persona{User: "ada"}},
 		{"a token gives nothing", Caller{Name: "ada", Role: RoleViewer, Limit: &Limit{Role: RoleAdmin, Scope: Everywhere}}, "prod", "", Persona{"ada", []string{"role:viewer"}}},

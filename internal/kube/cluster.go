@@ -59,7 +59,7 @@ type Cluster struct {
 
 // line is what a cluster's connections have in common.
 type line struct {
-	agent    string                                      // how we call ourselves
+	agent    string // how we call ourselves
 	limits   Limits
 	read     atomic.Int64                                // bytes of answers to the watch client
 	dials    atomic.Int64                                // connections made
