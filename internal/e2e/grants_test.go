@@ -30,7 +30,7 @@ func TestGrants_OneClusterForOnePerson(t *testing.T) {
 	if err := clientcmd.WriteToFile(*config, path); err != nil {
 		t.Fatal(err)
 	}
-	s := startServer(t, path)
+	s := startServerWith(t, "--kubeconfig", path, "--cluster-labels", "prod-*:env=prod")
 	root := s.signIn(t, "root", "admin")
 	root.wait("both clusters are there", there(`#rows [data-ref^="prod-hers/"]`)+` && `+there(`#rows [data-ref^="hidden-cluster/"]`))
 
@@ -50,12 +50,12 @@ func TestGrants_OneClusterForOnePerson(t *testing.T) {
 	const hers = `tr:has(form[action="/api/v1/users/ada"]) `
 	root.visit("/users")
 	root.click(hers + "details.fold > summary")
-	root.fill(hers+"input[name=grant]", "prod-*")
+	root.fill(hers+"input[name=grant]", "label:env=prod")
 	eval[bool](root, `document.querySelector(`+quote(hers+"select[name=grant_role]")+`).value = 'operator', true`)
 	root.click(hers + `input[name=also][value="node.no_execute"]`)
 	root.screenshot("grant")
 	root.click(hers + ".grantform button")
-	root.wait("the grant is shown in words", in(hers+".grants", "prod-*")+` && `+in(hers+".grants", "set taints that delete pods"))
+	root.wait("the grant is shown in words", in(hers+".grants", "label:env=prod")+` && `+in(hers+".grants", "set taints that delete pods"))
 
 	ada.visit("/account")
 	ada.wait("her session has ended", `location.pathname === '/login'`)
@@ -75,7 +75,7 @@ func TestGrants_OneClusterForOnePerson(t *testing.T) {
 
 	ada.visit("/nodes")
 	ada.wait("the list is live again", there(`#live-state[data-ui-state=live]`))
-	root.click(hers + `button[name=revoke][value="prod-*"]`)
+	root.click(hers + `button[name=revoke][value="label:env=prod"]`)
 	root.wait("it is taken away", `!(`+there(hers+".grants")+`)`)
 	ada.wait("her open page says that she is signed out", there(`#live-bar a[href^="/login"]`))
 }
