@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
@@ -177,10 +179,25 @@ func (tb *tab) text(selector string) string {
 }
 
 // click presses the mouse on the first element that matches, as a person does: it must be visible.
+// A page may replace it between the finding and the click: then it is found anew, as a person would look again.
 func (tb *tab) click(selector string) {
 	tb.t.Helper()
-	tb.do("clicking "+selector, chromedp.Click(selector))
+	ctx, cancel := context.WithTimeout(tb.ctx, patience)
+	defer cancel()
+	for {
+		err := chromedp.Do(ctx, chromedp.Click(selector))
+		if gone, ok := errors.AsType[*cdproto.Error](err); ok && gone.Code == nodeIsGone && ctx.Err() == nil {
+			continue
+		}
+		if err != nil {
+			tb.t.Fatalf("clicking %s: %v", selector, err)
+		}
+		return
+	}
 }
+
+// nodeIsGone is the browser's answer to who asks for an element that is no longer in the document.
+const nodeIsGone = -32000
 
 // fill types into a field, replacing what is there.
 func (tb *tab) fill(selector, value string) {

@@ -368,7 +368,7 @@ func TestWebCluster_Refused(t *testing.T) {
 	// On PostgreSQL nobody makes a key: each replica would have another one.
 	off := startServerOn(t, storetest.Postgres(t).Database(t), "--kubeconfig", k.Kubeconfig)
 	admin := off.client(t, "root", "admin")
-	for _, door := range [][2]string{{"POST", "/api/v1/clusters"}, {"POST", "/api/v1/clusters/test"}, {"PUT", "/api/v1/clusters/x"}} {
+	for _, door := range [][2]string{{"POST", "/api/v1/clusters"}, {"POST", "/api/v1/clusters/test"}} {
 		var problem struct{ Detail string }
 		admin.json(409, &problem, door[0], door[1], object(t, "name", "x", "kubeconfig", good))
 		if !strings.Contains(problem.Detail, "--key-file") {

@@ -21,7 +21,7 @@ func TestDrain_TheWholeWayInABrowser(t *testing.T) {
 	s := startServerWith(t, "--kubeconfig", c.Kubeconfig, "--lease-namespace", "default")
 	name := kubetest.Name(t, "n")
 	node, ns := c.Node(t, kubetest.NodeSpec{Name: name}).Name, c.Namespace(t)
-	c.Node(t, kubetest.NodeSpec{}) // that stays: the last one has to be confirmed
+	c.Node(t, kubetest.NodeSpec{Pods: "0"}) // that stays: the last one has to be confirmed
 	c.Deployment(t, 2, kubetest.PodSpec{Namespace: ns, Name: "shop"})
 	c.Deployment(t, 1, kubetest.PodSpec{Namespace: ns, Name: "cache", EmptyDir: true})
 	guarded := c.Deployment(t, 1, kubetest.PodSpec{Namespace: ns, Name: "ledger"})

@@ -66,6 +66,7 @@ func TestGrants_OneClusterForOnePerson(t *testing.T) {
 		if page != "/nodes" {
 			ada.visit(page)
 		}
+		ada.wait(page+" is there in full", `document.readyState === 'complete' && !!document.querySelector('main')`)
 		if html := eval[string](ada, "document.documentElement.outerHTML"); strings.Contains(html, "hidden-cluster") {
 			t.Errorf("%s shows the other cluster", page)
 		}

@@ -80,7 +80,7 @@ func TestCase50_KilledInTheMiddleOfADrain(t *testing.T) {
 	c := kubetest.Shared(t)
 	s := startServerWith(t, "--kubeconfig", c.Kubeconfig, "--lease-namespace", "default")
 	node, ns := c.Node(t, kubetest.NodeSpec{}).Name, c.Namespace(t)
-	c.Node(t, kubetest.NodeSpec{}) // that stays: the last one has to be confirmed
+	c.Node(t, kubetest.NodeSpec{Pods: "0"}) // that stays: the last one has to be confirmed
 	free := c.Deployment(t, 3, kubetest.PodSpec{Namespace: ns})
 	guarded := c.Deployment(t, 1, kubetest.PodSpec{Namespace: ns})
 	pdb := c.PDB(t, ns, guarded.Name, "1")
@@ -143,7 +143,7 @@ func TestOperations_EveryWriteWasAnnounced(t *testing.T) {
 	s := startServerWith(t, "--kubeconfig", c.Kubeconfig, "--lease-namespace", "default")
 	ns := c.Namespace(t)
 	nodes := []string{c.Node(t, kubetest.NodeSpec{}).Name, c.Node(t, kubetest.NodeSpec{}).Name}
-	c.Node(t, kubetest.NodeSpec{}) // that stays: the last ones have to be confirmed
+	c.Node(t, kubetest.NodeSpec{Pods: "0"}) // that stays: the last ones have to be confirmed
 	c.Deployment(t, 6, kubetest.PodSpec{Namespace: ns})
 	root := s.client(t, "root", "admin")
 	mark := c.AuditLog(t).Mark()

@@ -166,7 +166,7 @@ func startServerOn(t testing.TB, database string, args ...string) *server {
 		s.sweepLog()
 		if t.Failed() {
 			if b, err := os.ReadFile(s.log); err == nil {
-				t.Logf("the server's last words:\n%s", lastLines(b, 40))
+				t.Logf("the server's last words:\n%s", lastLines(b, 120))
 			}
 		}
 	})
@@ -228,7 +228,7 @@ func (s *server) start() {
 			s.hook.close()
 			s.cmd = nil
 			b, _ := os.ReadFile(s.log)
-			s.t.Fatalf("the server ended at its start: %v\n%s", err, lastLines(b, 40))
+			s.t.Fatalf("the server ended at its start: %v\n%s", err, lastLines(b, 120))
 		case <-deadline:
 			s.t.Fatal("the server was not ready after 30 s")
 		}
@@ -572,7 +572,7 @@ func (s *server) setupCode() string {
 	}
 	code := setupCode.FindSubmatch(b)
 	if code == nil {
-		s.t.Fatalf("no set-up code in the log:\n%s", lastLines(b, 40))
+		s.t.Fatalf("no set-up code in the log:\n%s", lastLines(b, 120))
 	}
 	return string(code[1])
 }

@@ -139,7 +139,7 @@ func (w *whole) run() (stop func()) {
 
 func (w *whole) submit(op fleet.Operation, nodes ...string) string {
 	w.t.Helper()
-	spec := fleet.BatchSpec{Operation: op}
+	spec := fleet.BatchSpec{Operation: op, Confirm: w.cluster.Name} // as a person types it where it is asked for
 	for _, n := range nodes {
 		spec.Nodes = append(spec.Nodes, fleet.NodeRef{Cluster: w.cluster.Name, Name: n})
 	}

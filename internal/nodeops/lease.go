@@ -166,13 +166,13 @@ func (l *nodeLease) again(ctx context.Context) (*coordinationv1.Lease, error) {
 
 // free ends the renewals and lets the node go. A Lease that cannot be deleted runs out.
 func (l *nodeLease) free(ctx context.Context) {
-	if l.weak || l.lease == nil {
-		return
-	}
 	if l.stop != nil {
 		l.stop()
 	}
-	l.keeper.Wait()
+	l.keeper.Wait() // the lease is the keeper's until it has ended
+	if l.weak || l.lease == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	err := kube.Error(l.client.CoordinationV1().Leases(l.namespace).Delete(ctx, l.name, metav1.DeleteOptions{
