@@ -43,7 +43,11 @@ func TestMetrics_SayWhatHappens(t *testing.T) {
 		"knm_stream_cut_total reason=slow":                       0,
 		"knm_stream_rows_total":                                  1,
 	}
-	got := gather(t, reg)
+	var got map[string]float64
+	eventually(t, "what was sent is counted", func() bool { // the client has it before the counter has
+		got = gather(t, reg)
+		return got["knm_stream_events_total"] >= 2
+	})
 	for name, v := range want {
 		if g, ok := got[name]; !ok || g != v {
 			t.Errorf("%s: got %v (there: %t), want %v", name, g, ok, v)
