@@ -40,6 +40,7 @@ type creditWriter struct {
 	cork bool       // more follows at once: leave it in the buffer
 	what *shared    // of the message under way
 	last time.Time  // no deadline beyond this; zero: none
+	over bool       // the handler has returned, or is about to
 }
 
 func (w *creditWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -148,14 +149,25 @@ func (w *creditWriter) disarm() {
 	}
 }
 
-// limit makes sure that no write goes on after t, one that is blocked now included.
+// limit makes sure that no write goes on after t, one that is blocked now included. Anybody may call it, at any time.
 func (w *creditWriter) limit(t time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.over {
+		return
+	}
 	if w.last.IsZero() || t.Before(w.last) {
 		w.last = t
 		_ = w.rc.SetWriteDeadline(t)
 	}
+}
+
+// release gives the response back to net/http, which takes it apart when the handler returns, and over HTTP/1.1 serves the
+// next request on its connection: whoever comes with a limit after that has come too late.
+func (w *creditWriter) release() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
 }
 
 // expect says what will be written next, and whether more follows it at once.

@@ -771,6 +771,53 @@ func TestStream_EndIsQuickEvenForAClientThatDoesNotRead(t *testing.T) {
 	}
 }
 
+// TestStream_EndAfterTheHandler: who sends a viewer away looks the streams up first and limits them after, and in between
+// one can have ended by itself. Its response is net/http's again then, and over HTTP/2 there is nothing left to arm.
+func TestStream_EndAfterTheHandler(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ManagerConfig{}, StreamerConfig{}, "a")
+	returned, late := make(chan struct{}), make(chan time.Time, 1)
+	handle := b.srv.Config.Handler
+	b.srv.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handle.ServeHTTP(&deadlineWriter{ResponseWriter: w, returned: returned, late: late}, r)
+		close(returned)
+	})
+	s := b.open("/nodes")
+	b.waitOpen(1)
+	b.s.mu.Lock()
+	var c *conn
+	for c = range b.s.conns {
+	}
+	b.s.mu.Unlock()
+	s.close()
+	<-returned
+	c.w.limit(time.Now())
+	select {
+	case at := <-late:
+		t.Errorf("the response was given a deadline, %s, after its handler had returned", at)
+	default:
+	}
+}
+
+// deadlineWriter says which deadline was set after the handler had returned.
+type deadlineWriter struct {
+	http.ResponseWriter
+	returned <-chan struct{}
+	late     chan<- time.Time
+}
+
+func (w *deadlineWriter) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
+
+func (w *deadlineWriter) SetWriteDeadline(at time.Time) error {
+	select {
+	case <-w.returned:
+		w.late <- at
+		return nil
+	default:
+		return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(at)
+	}
+}
+
 // asServed listens as the product does: little waits in the kernel.
 func (b *bench) asServed() {
 	b.t.Helper()

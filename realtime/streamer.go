@@ -266,6 +266,7 @@ func (s *Streamer) serve(w http.ResponseWriter, r *http.Request, v Viewer, kind 
 		return err
 	}
 	defer s.release(c)
+	defer c.w.release()
 	if acceptsGzip(r.Header) {
 		w.Header().Set("Content-Encoding", "gzip")
 		c.w.gz = &gzipStream{}

@@ -72,6 +72,8 @@ var defects = []defect{
 		"realtime/hop.go", `deadline := w.armed.Add(w.timeout)`, `deadline := w.armed.Add(1000 * w.timeout)`, "realtime", "TestStream_HalfOfTheReadersStall"),
 	one("stream-outlives-session", "T18", "whoever lost their session goes on watching",
 		"realtime/streamer.go", "if match(c.viewer) {", "if match(c.viewer) && c.viewer.Session == \"\" {", "realtime", "TestStream_EndIsQuickEvenForAClientThatDoesNotRead"),
+	one("ended-after-its-end", "T18", "ending a session breaks on a stream that ended by itself that moment",
+		"realtime/streamer.go", "defer c.w.release()", "", "realtime", "TestStream_EndAfterTheHandler"),
 	one("cluster-exchanged", "T11", "what was meant for one cluster is done to another",
 		"realtime/supervisor_identity.go", `if i.pinned != uid {`, `if i.pinned == "" && i.pinned != uid {`, "realtime", "TestT11_AnotherCluster"),
 
