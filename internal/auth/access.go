@@ -81,7 +81,7 @@ func (s *Service) SetGrants(ctx context.Context, by fleet.Caller, name string, l
 			return err
 		}
 		if seen[g.Scope] {
-			errs = append(errs, problem(at+"scope", "error.grant_twice", string(g.Scope), "%s is there twice"))
+			errs = append(errs, fleet.Problem(at+"scope", "error.grant_twice", string(g.Scope), "%s is there twice"))
 		}
 		seen[g.Scope] = true
 		list[i] = g
@@ -127,14 +127,14 @@ func (s *Service) DropGrant(ctx context.Context, by fleet.Caller, name string, s
 	return s.regrant(ctx, by, name, func(now []fleet.Grant) ([]fleet.Grant, error) {
 		less := slices.DeleteFunc(slices.Clone(now), func(x fleet.Grant) bool { return x.Scope == scope })
 		if len(less) == len(now) {
-			return nil, problem("scope", "error.grant_unknown", string(scope), "there is no grant in %s that was given here")
+			return nil, fleet.Problem("scope", "error.grant_unknown", string(scope), "there is no grant in %s that was given here")
 		}
 		return less, nil
 	})
 }
 
 func tooManyGrants(field string) error {
-	return problem(field, "error.grants_many", strconv.Itoa(fleet.MaxGrants), "at most %s grants: more is better said with a pattern")
+	return fleet.Problem(field, "error.grants_many", strconv.Itoa(fleet.MaxGrants), "at most %s grants: more is better said with a pattern")
 }
 
 // regrant changes the grants that were given here and leaves those of groups.
@@ -208,7 +208,7 @@ func limit(role fleet.Role, scope fleet.Scope) (fleet.Role, fleet.Scope, error) 
 	var err error
 	if role != "" {
 		if role, err = fleet.ParseRole(string(role)); err == nil && role == fleet.RoleNone {
-			err = problem("role", "error.token_role", "", "a token of no role is good for nothing")
+			err = fleet.Problem("role", "error.token_role", "", "a token of no role is good for nothing")
 		}
 	}
 	if scope = fleet.Scope(strings.TrimSpace(string(scope))); scope != "" {

@@ -163,7 +163,7 @@ func (s *Service) own(ctx context.Context, by fleet.Caller, action string) (flee
 		return fleet.Account{}, err
 	}
 	if acct.Kind != fleet.PersonLocal {
-		return fleet.Account{}, problem("", "error.factor_foreign", "", "the second factor of this person is a matter of where they sign in")
+		return fleet.Account{}, fleet.Problem("", "error.factor_foreign", "", "the second factor of this person is a matter of where they sign in")
 	}
 	return acct, nil
 }
@@ -178,7 +178,7 @@ func (s *Service) BeginFactor(ctx context.Context, by fleet.Caller, password str
 		return fleet.Enrolment{}, err
 	}
 	if s.sealer == nil {
-		return fleet.Enrolment{}, problem("", "error.factor_key", "", "there is no key to seal second factors with: see --key-file")
+		return fleet.Enrolment{}, fleet.Problem("", "error.factor_key", "", "there is no key to seal second factors with: see --key-file")
 	}
 	if !acct.SecondFactor.IsZero() {
 		return fleet.Enrolment{}, fmt.Errorf("beginning a second factor: %w", fleet.ErrConflict)
@@ -198,22 +198,33 @@ func (s *Service) BeginFactor(ctx context.Context, by fleet.Caller, password str
 	return e, s.store.SetFactor(ctx, acct.ID, sealed)
 }
 
-// confirmPassword checks the password of somebody who is signed in, counted as a sign-in is.
-func (s *Service) confirmPassword(ctx context.Context, by fleet.Caller, acct fleet.Account, password string) error {
+// guess lets somebody who is signed in try a password or a code: of few at a time, one at a time for their name, counted as
+// a sign-in is, until done.
+func (s *Service) guess(ctx context.Context, acct fleet.Account, by fleet.Caller) (try attempt, done func(), err error) {
 	leave, err := s.hasher.enter()
 	if err != nil {
-		return err
+		return attempt{}, nil, err
 	}
-	defer leave()
 	next, err := s.turns.take(ctx, acct.Name)
 	if err != nil {
-		return err
+		leave()
+		return attempt{}, nil, err
 	}
-	defer next()
-	try, err := s.attempt(ctx, acct.Name, by.Addr)
+	done = func() { next(); leave() }
+	if try, err = s.attempt(ctx, acct.Name, by.Addr); err != nil {
+		done()
+		return attempt{}, nil, err
+	}
+	return try, done, nil
+}
+
+// confirmPassword checks the password of somebody who is signed in, counted as a sign-in is.
+func (s *Service) confirmPassword(ctx context.Context, by fleet.Caller, acct fleet.Account, password string) error {
+	try, done, err := s.guess(ctx, acct, by)
 	if err != nil {
 		return err
 	}
+	defer done()
 	hash := acct.Password
 	if hash == "" || len(password) > passwordMost {
 		password, hash = "", s.hasher.dummy
@@ -224,7 +235,7 @@ func (s *Service) confirmPassword(ctx context.Context, by fleet.Caller, acct fle
 	}
 	if !match {
 		s.audit.Denied(ctx, by, "factor.add", "wrong password")
-		return problem("password", "error.password_wrong", "", "is wrong")
+		return fleet.Problem("password", "error.password_wrong", "", "is wrong")
 	}
 	return s.store.TakeBack(ctx, try.keys)
 }
@@ -238,7 +249,7 @@ func (s *Service) ConfirmFactor(ctx context.Context, by fleet.Caller, code strin
 		return nil, err
 	}
 	if s.sealer == nil {
-		return nil, problem("", "error.factor_key", "", "there is no key to seal second factors with: see --key-file")
+		return nil, fleet.Problem("", "error.factor_key", "", "there is no key to seal second factors with: see --key-file")
 	}
 	f, err := s.store.Factor(ctx, acct.ID)
 	if errors.Is(err, fleet.ErrNotFound) {
@@ -254,7 +265,7 @@ func (s *Service) ConfirmFactor(ctx context.Context, by fleet.Caller, code strin
 	now := time.Now()
 	step, ok := totp.Match(secret, strings.ReplaceAll(strings.TrimSpace(code), " ", ""), now, f.LastStep)
 	if !ok {
-		return nil, problem("code", "error.code_wrong", "", "is not the code of now: look at the clocks of both devices")
+		return nil, fleet.Problem("code", "error.code_wrong", "", "is not the code of now: look at the clocks of both devices")
 	}
 	hashes := make([]string, recoveryCodes)
 	for i := range hashes {
@@ -285,20 +296,11 @@ func (s *Service) DropFactor(ctx context.Context, by fleet.Caller, code string) 
 	if acct.SecondFactor.IsZero() {
 		return fmt.Errorf("dropping a second factor that is not there: %w", fleet.ErrConflict)
 	}
-	leave, err := s.hasher.enter()
+	try, done, err := s.guess(ctx, acct, by)
 	if err != nil {
 		return err
 	}
-	defer leave()
-	next, err := s.turns.take(ctx, acct.Name)
-	if err != nil {
-		return err
-	}
-	defer next()
-	try, err := s.attempt(ctx, acct.Name, by.Addr)
-	if err != nil {
-		return err
-	}
+	defer done()
 	proof, err := s.proof(ctx, acct.ID, code)
 	if err == nil {
 		err = s.change(ctx, by, acct.Name, action, fleet.UserChange{NoFactor: true, Proof: &proof}, ReasonRevoked,
@@ -306,7 +308,7 @@ func (s *Service) DropFactor(ctx context.Context, by fleet.Caller, code string) 
 	}
 	if errors.Is(err, fleet.ErrUnauthenticated) {
 		s.audit.Denied(ctx, by, action, "wrong code")
-		return problem("code", "error.code_wrong", "", "is not the code of now: look at the clocks of both devices")
+		return fleet.Problem("code", "error.code_wrong", "", "is not the code of now: look at the clocks of both devices")
 	}
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func (s *Service) Reinvite(ctx context.Context, by fleet.Caller, name string) (f
 // AcceptInvitation sets the password of whoever was invited. It is good once; FieldError for a code that is not good and
 // for a password that must not be.
 func (s *Service) AcceptInvitation(ctx context.Context, code, password string) error {
-	wrong := problem("code", "error.invitation", "", "is wrong, was used or has expired")
+	wrong := fleet.Problem("code", "error.invitation", "", "is wrong, was used or has expired")
 	hash := digest("invite", code)
 	u, err := s.store.Invited(ctx, hash, time.Now())
 	if errors.Is(err, fleet.ErrUnauthenticated) { // before anything that costs

@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 	"unicode"
@@ -22,7 +21,7 @@ const (
 // digits and . _ - @, at least one of them a letter or a digit. The spelling of a spelling is itself.
 func normalName(s string) (string, error) {
 	if len(s) > 16*nameMost || !utf8.ValidString(s) { // NFKC makes one character of several at most
-		return "", problem("name", "error.name_long", strconv.Itoa(nameMost), "must have at most %s characters")
+		return "", fleet.Problem("name", "error.name_long", strconv.Itoa(nameMost), "must have at most %s characters")
 	}
 	s = strings.TrimSpace(norm.NFKC.String(s))
 	for range 3 { // lower case can take what NFKC made apart again, and the other way round
@@ -33,10 +32,10 @@ func normalName(s string) (string, error) {
 		s = next
 	}
 	if s == "" {
-		return "", problem("name", "error.name_empty", "", "must not be empty")
+		return "", fleet.Problem("name", "error.name_empty", "", "must not be empty")
 	}
 	if n := utf8.RuneCountInString(s); n > nameMost {
-		return "", problem("name", "error.name_long", strconv.Itoa(nameMost), "must have at most %s characters")
+		return "", fleet.Problem("name", "error.name_long", strconv.Itoa(nameMost), "must have at most %s characters")
 	}
 	speaking := false
 	for _, r := range s {
@@ -45,14 +44,14 @@ func normalName(s string) (string, error) {
 			speaking = true
 		case strings.ContainsRune("._-@", r):
 		default:
-			return "", problem("name", "error.name_char", strconv.QuoteRune(r), "must have only letters, digits and . _ - @, not %s")
+			return "", fleet.Problem("name", "error.name_char", strconv.QuoteRune(r), "must have only letters, digits and . _ - @, not %s")
 		}
 	}
 	if !speaking {
-		return "", problem("name", "error.name_letter", "", "must have a letter or a digit")
+		return "", fleet.Problem("name", "error.name_letter", "", "must have a letter or a digit")
 	}
 	if strings.ToLower(s) != s || !norm.NFKC.IsNormalString(s) {
-		return "", problem("name", "error.name_spelling", "", "has no single lower-case spelling")
+		return "", fleet.Problem("name", "error.name_spelling", "", "has no single lower-case spelling")
 	}
 	return s, nil
 }
@@ -64,20 +63,11 @@ func normalPassword(s string) string { return norm.NFC.String(s) }
 func checkPassword(name, password string) error {
 	switch {
 	case len(password) > passwordMost:
-		return problem("password", "error.password_long", strconv.Itoa(passwordMost), "must have at most %s bytes")
+		return fleet.Problem("password", "error.password_long", strconv.Itoa(passwordMost), "must have at most %s bytes")
 	case utf8.RuneCountInString(password) < passwordLeast:
-		return problem("password", "error.password_short", strconv.Itoa(passwordLeast), "must have at least %s characters")
+		return fleet.Problem("password", "error.password_short", strconv.Itoa(passwordLeast), "must have at least %s characters")
 	case strings.EqualFold(strings.TrimSpace(password), name):
-		return problem("password", "error.password_name", "", "must not be the name")
+		return fleet.Problem("password", "error.password_name", "", "must not be the name")
 	}
 	return nil
-}
-
-// problem is a FieldError with a key for the catalogue; part is the placeholder of both texts, "" for none.
-func problem(field, key, part, english string) error {
-	e := &fleet.FieldError{Field: field, Key: key, Message: english}
-	if part != "" {
-		e.Message, e.Args = fmt.Sprintf(english, part), map[string]string{"Part": part}
-	}
-	return e
 }

@@ -106,7 +106,7 @@ func (s *Service) SetRole(ctx context.Context, by fleet.Caller, name string, rol
 		return err
 	}
 	if acct.Kind != fleet.PersonLocal {
-		return problem("role", "error.role_foreign", "", "follows from the groups of this person at each sign-in")
+		return fleet.Problem("role", "error.role_foreign", "", "follows from the groups of this person at each sign-in")
 	}
 	return s.change(ctx, by, name, "user.role", fleet.UserChange{Role: &role}, ReasonRole,
 		func(before, after fleet.User) string {
@@ -135,7 +135,7 @@ func (s *Service) SetPassword(ctx context.Context, by fleet.Caller, name, passwo
 		return err
 	}
 	if acct.Kind != fleet.PersonLocal {
-		return problem("password", "error.password_foreign", "", "is not kept here for this person")
+		return fleet.Problem("password", "error.password_foreign", "", "is not kept here for this person")
 	}
 	hash, err := s.newHash(ctx, password)
 	if err != nil {

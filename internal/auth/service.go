@@ -190,7 +190,7 @@ func (s *Service) Setup(ctx context.Context, code, name, password string) error 
 	if !needs {
 		return fmt.Errorf("setting up: %w", fleet.ErrConflict)
 	}
-	wrong := problem("code", "error.setup_code", "", "is wrong or has expired")
+	wrong := fleet.Problem("code", "error.setup_code", "", "is wrong or has expired")
 	hash := setupHash(code)
 	good, err := s.store.SetupCode(ctx, hash, time.Now())
 	if err != nil {

@@ -71,13 +71,13 @@ func (s *Service) AddToken(ctx context.Context, by fleet.Caller, want fleet.Toke
 	}
 	switch {
 	case name == "":
-		return "", fleet.Token{}, problem("name", "error.name_empty", "", "must not be empty")
+		return "", fleet.Token{}, fleet.Problem("name", "error.name_empty", "", "must not be empty")
 	case !utf8.ValidString(name) || utf8.RuneCountInString(name) > nameMost || strings.ContainsFunc(name, unicode.IsControl):
-		return "", fleet.Token{}, problem("name", "error.token_name", strconv.Itoa(nameMost), "must have at most %s printable characters")
+		return "", fleet.Token{}, fleet.Problem("name", "error.token_name", strconv.Itoa(nameMost), "must have at most %s printable characters")
 	case !expires.After(now):
-		return "", fleet.Token{}, problem("expires", "error.expires_past", "", "must be in the future")
+		return "", fleet.Token{}, fleet.Problem("expires", "error.expires_past", "", "must be in the future")
 	case expires.After(now.Add(tokenLife)):
-		return "", fleet.Token{}, problem("expires", "error.expires_far", strconv.Itoa(int(tokenLife.Hours()/24)), "must be within %s days")
+		return "", fleet.Token{}, fleet.Problem("expires", "error.expires_far", strconv.Itoa(int(tokenLife.Hours()/24)), "must be within %s days")
 	}
 	var b [tokenBytes]byte
 	_, _ = rand.Read(b[:]) // never fails: the program ends if the system has no randomness

@@ -28,31 +28,22 @@ func ParseScope(s string) (Scope, error) {
 	list, byLabel := strings.CutPrefix(s, scopeLabels)
 	switch {
 	case s == "":
-		return "", wrong("scope", "error.scope_empty", "", "must name clusters: a name, a pattern with *, or label:key=value")
+		return "", Problem("scope", "error.scope_empty", "", "must name clusters: a name, a pattern with *, or label:key=value")
 	case len(s) > maxScope:
-		return "", wrong("scope", "error.scope_long", strconv.Itoa(maxScope), "is longer than %s bytes")
+		return "", Problem("scope", "error.scope_long", strconv.Itoa(maxScope), "is longer than %s bytes")
 	case strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }):
-		return "", wrong("scope", "error.scope_blank", "", "has a blank or a control character in it")
+		return "", Problem("scope", "error.scope_blank", "", "has a blank or a control character in it")
 	case !byLabel:
 		return Scope(s), nil
 	}
 	pairs := strings.Split(list, ",")
 	for _, p := range pairs {
 		if k, _, ok := strings.Cut(p, "="); !ok || k == "" || strings.Count(p, "=") > 1 {
-			return "", wrong("scope", "error.scope_label", strconv.Quote(p), "%s is not key=value")
+			return "", Problem("scope", "error.scope_label", strconv.Quote(p), "%s is not key=value")
 		}
 	}
 	slices.Sort(pairs)
 	return Scope(scopeLabels + strings.Join(slices.Compact(pairs), ",")), nil
-}
-
-// wrong is a FieldError with a key for the catalogue; part is the placeholder of both texts, "" for none.
-func wrong(field, key, part, english string) error {
-	e := &FieldError{Field: field, Key: key, Message: english}
-	if part != "" {
-		e.Message, e.Args = fmt.Sprintf(english, part), map[string]string{"Part": part}
-	}
-	return e
 }
 
 // Holds tells whether a cluster is one of the scope's.
@@ -114,14 +105,14 @@ func (g Grant) Check() (Grant, error) {
 		return g, err
 	}
 	if g.Role == RoleNone {
-		return g, wrong("role", "error.grant_nothing", "", "must be more than none: leave the grant out instead")
+		return g, Problem("role", "error.grant_nothing", "", "must be more than none: leave the grant out instead")
 	}
 	also := slices.Clone(g.Also)
 	slices.Sort(also)
 	g.Also = slices.Compact(also)
 	for _, p := range g.Also {
 		if !slices.Contains(Grantable(), p) {
-			return g, wrong("also", "error.grant_also", strconv.Quote(string(p)), "%s cannot be granted by itself")
+			return g, Problem("also", "error.grant_also", strconv.Quote(string(p)), "%s cannot be granted by itself")
 		}
 	}
 	return g, nil

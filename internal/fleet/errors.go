@@ -53,6 +53,16 @@ func Invalid(field, format string, args ...any) *FieldError {
 	return &FieldError{Field: field, Message: fmt.Sprintf(format, args...)}
 }
 
+// Problem returns a FieldError with a key for the catalogue; part stands for the %s of the English text and for the
+// placeholder Part of the catalogue's, "" for none.
+func Problem(field, key, part, english string) *FieldError {
+	e := &FieldError{Field: field, Key: key, Message: english}
+	if part != "" {
+		e.Message, e.Args = fmt.Sprintf(english, part), map[string]string{"Part": part}
+	}
+	return e
+}
+
 // BusyError says that a node is in the hands of another batch. It is ErrConflict.
 type BusyError struct {
 	Node  NodeRef

@@ -1,7 +1,6 @@
 package templates
 
 import (
-	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -28,15 +27,6 @@ const (
 // placeholder is one in a line. What people write around the name goes.
 var placeholder = regexp.MustCompile(`\{\{ *([a-z0-9][a-z0-9_-]{0,62}) *\}\}`)
 
-// problem is a FieldError with a key for the catalogue; part is the placeholder of both texts, "" for none.
-func problem(field, key, part, english string) error {
-	e := &fleet.FieldError{Field: field, Key: key, Message: english}
-	if part != "" {
-		e.Message, e.Args = fmt.Sprintf(english, part), map[string]string{"Part": part}
-	}
-	return e
-}
-
 // nameKey is what names are told apart by: how they are spelled, and not whether in capitals.
 func nameKey(name string) string {
 	return strings.Map(func(r rune) rune {
@@ -51,7 +41,7 @@ func nameKey(name string) string {
 func checkName(t *fleet.Template) error {
 	t.Name = norm.NFC.String(strings.Join(strings.Fields(t.Name), " "))
 	if t.Name == "" || utf8.RuneCountInString(t.Name) > nameMost || !printable(t.Name) {
-		return problem("name", "error.template_name", strconv.Itoa(nameMost), "must have 1 to %s printable characters")
+		return fleet.Problem("name", "error.template_name", strconv.Itoa(nameMost), "must have 1 to %s printable characters")
 	}
 	return nil
 }
@@ -59,7 +49,7 @@ func checkName(t *fleet.Template) error {
 func checkNote(t *fleet.Template) error {
 	t.Note = strings.TrimSpace(strings.ReplaceAll(t.Note, "\r\n", "\n"))
 	if utf8.RuneCountInString(t.Note) > noteMost || !printable(strings.ReplaceAll(t.Note, "\n", " ")) {
-		return problem("note", "error.token_name", strconv.Itoa(noteMost), "must have at most %s printable characters")
+		return fleet.Problem("note", "error.token_name", strconv.Itoa(noteMost), "must have at most %s printable characters")
 	}
 	return nil
 }
@@ -88,29 +78,29 @@ func checkLines(t *fleet.Template) error {
 				return err
 			}
 			if tidy = append(tidy, line); len(tidy) > linesMost {
-				return problem(part.field, "error.template_lines", strconv.Itoa(linesMost), "must have at most %s lines")
+				return fleet.Problem(part.field, "error.template_lines", strconv.Itoa(linesMost), "must have at most %s lines")
 			}
 		}
 		*part.lines = tidy
 	}
 	if len(t.Labels)+len(t.Taints) == 0 {
-		return problem("labels", "error.template_empty", "", "must have a label, or there must be a taint")
+		return fleet.Problem("labels", "error.template_empty", "", "must have a label, or there must be a taint")
 	}
 	return nil
 }
 
 func checkLine(field, line string, around func(line string) (before, after string)) (string, error) {
 	if len(line) > lineMost || !printable(line) {
-		return "", problem(field, "error.template_line", shown(line), "must have lines of printable characters, not too long: %s")
+		return "", fleet.Problem(field, "error.template_line", shown(line), "must have lines of printable characters, not too long: %s")
 	}
 	line = placeholder.ReplaceAllString(line, "{{$1}}")
 	before, after := around(line)
 	switch {
 	case strings.ContainsAny(placeholder.ReplaceAllString(line, ""), "{}"):
-		return "", problem(field, "error.template_brace", shown(line),
+		return "", fleet.Problem(field, "error.template_brace", shown(line),
 			"must write placeholders as names of small letters, digits, - and _ in double braces: %s")
 	case placeholder.MatchString(before), placeholder.MatchString(after):
-		return "", problem(field, "error.template_place", shown(line), "must have placeholders in values only: %s")
+		return "", fleet.Problem(field, "error.template_place", shown(line), "must have placeholders in values only: %s")
 	}
 	return line, nil
 }
@@ -148,22 +138,22 @@ func checkValues(t *fleet.Template) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(used)) {
 		if _, ok := t.Values[name]; !ok {
-			return problem("value."+name, "error.template_undeclared", name, "must be declared: the placeholder %s is used")
+			return fleet.Problem("value."+name, "error.template_undeclared", name, "must be declared: the placeholder %s is used")
 		}
 	}
 	values := make(map[string][]string, len(t.Values))
 	for _, name := range slices.Sorted(maps.Keys(t.Values)) {
 		if !used[name] {
-			return problem("value."+shownName(name), "error.template_unused", shown(name), "is for the placeholder %s, which no line uses")
+			return fleet.Problem("value."+shownName(name), "error.template_unused", shown(name), "is for the placeholder %s, which no line uses")
 		}
 		choices := []string{}
 		for _, v := range t.Values[name] {
 			v = strings.TrimSpace(v)
 			if len(v) > valueMost || strings.ContainsAny(v, "{}") || !printable(v) || slices.Contains(choices, v) {
-				return problem("value."+name, "error.template_value", shown(v), "must have values of a label, each once: %s")
+				return fleet.Problem("value."+name, "error.template_value", shown(v), "must have values of a label, each once: %s")
 			}
 			if choices = append(choices, v); len(choices) > valuesMost {
-				return problem("value."+name, "error.template_values", strconv.Itoa(valuesMost), "must have at most %s values")
+				return fleet.Problem("value."+name, "error.template_values", strconv.Itoa(valuesMost), "must have at most %s values")
 			}
 		}
 		values[name] = choices
