@@ -349,9 +349,9 @@ func (s *Store) Batch(ctx context.Context, id string, after int64) (b fleet.Batc
 func (s *Store) Batches(ctx context.Context, f fleet.BatchFilter) (out []fleet.Batch, err error) {
 	var where []string
 	var args []any
-	add := func(cond string, arg ...any) {
+	add := func(cond string, arg any) {
 		where = append(where, cond)
-		args = append(args, arg...)
+		args = append(args, arg)
 	}
 	if f.IDs != nil && len(f.IDs) == 0 || f.Within != nil && len(f.Within) == 0 {
 		return nil, nil
@@ -372,13 +372,12 @@ func (s *Store) Batches(ctx context.Context, f fleet.BatchFilter) (out []fleet.B
 		add(`created_at >= ?`, micros(f.Since))
 	}
 	if f.IDs != nil {
-		add(`id IN (`+marks(len(f.IDs))+`)`, texts(f.IDs)...)
+		add(`id IN (?)`, f.IDs)
 	}
 	if f.Within != nil {
-		in := `(` + marks(len(f.Within)) + `)`
-		add(`NOT EXISTS (SELECT 1 FROM batch_items i WHERE i.batch_id = batches.id AND i.cluster NOT IN `+in+`)`, texts(f.Within)...)
+		add(`NOT EXISTS (SELECT 1 FROM batch_items i WHERE i.batch_id = batches.id AND i.cluster NOT IN (?))`, f.Within)
 		// Where taints were copied from is in the operation alone.
-		add(`(action <> '`+string(fleet.ActionCopy)+`' OR `+s.engine.json("operation")+` -> 'source' ->> 'cluster' IN `+in+`)`, texts(f.Within)...)
+		add(`(action <> '`+string(fleet.ActionCopy)+`' OR `+s.engine.json("operation")+` -> 'source' ->> 'cluster' IN (?))`, f.Within)
 	}
 	query := `SELECT ` + batchColumns + ` FROM batches`
 	if len(where) > 0 {
@@ -388,9 +387,13 @@ func (s *Store) Batches(ctx context.Context, f fleet.BatchFilter) (out []fleet.B
 	if limit <= 0 {
 		limit = batchesDefault
 	}
+	query, args, err = sqlx.In(query+` ORDER BY created_at DESC, id DESC LIMIT ?`, append(args, min(limit, batchesMost))...)
+	if err != nil {
+		return nil, fmt.Errorf("listing batches: %w", err)
+	}
 	err = s.view(ctx, func(tx *Tx) error {
 		var rows []batchRow
-		if err := tx.Select(&rows, query+` ORDER BY created_at DESC, id DESC LIMIT ?`, append(args, min(limit, batchesMost))...); err != nil {
+		if err := tx.Select(&rows, query, args...); err != nil {
 			return err
 		}
 		if len(rows) == 0 {
@@ -415,17 +418,6 @@ func (s *Store) Batches(ctx context.Context, f fleet.BatchFilter) (out []fleet.B
 		return nil
 	})
 	return out, err
-}
-
-// marks are the placeholders of a list of n values.
-func marks(n int) string { return strings.TrimSuffix(strings.Repeat(`?, `, n), `, `) }
-
-func texts(list []string) []any {
-	out := make([]any, len(list))
-	for i, s := range list {
-		out[i] = s
-	}
-	return out
 }
 
 // CancelBatch writes down who asked to cancel and the audit entry. It does nothing if somebody did before, and is
