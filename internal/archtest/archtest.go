@@ -104,10 +104,10 @@ var rules = map[string]rule{
 	"internal/depspin":         {support: true, outside: []string{"*"}},
 	"internal/e2e":             {support: true, ours: []string{"*"}, outside: []string{"*"}},
 	"internal/faultproxy":      {support: true, outside: []string{k8s}},
-	"internal/ldaptest":        {support: true, outside: []string{"github.com/go-ldap/ldap/v3"}},
+	"internal/ldaptest":        {support: true, ours: []string{"internal/faultproxy"}, outside: []string{"github.com/go-ldap/ldap/v3"}},
 	"internal/sbom":            {support: true},
 	"internal/kubetest":        {support: true, ours: []string{"internal/fleet", "internal/kube"}, outside: []string{"*"}},
-	"internal/store/storetest": {support: true, ours: []string{"internal/fleet", "internal/store"}, outside: []string{"github.com/google/go-cmp/"}},
+	"internal/store/storetest": {support: true, ours: []string{"internal/faultproxy", "internal/fleet", "internal/store"}, outside: []string{"github.com/google/go-cmp/"}},
 	"deploy/demo":              {support: true},
 }
 

@@ -5,16 +5,11 @@
 package ldaptest
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -25,6 +20,8 @@ import (
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/faultproxy"
 )
 
 // binEnv names slapd where it is somewhere unusual.
@@ -166,29 +163,14 @@ access to * by dn.exact="%[8]s" read by * none
 }
 
 func (d *Directory) certificate() error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	text, key, err := faultproxy.SelfSigned("directory of the tests")
 	if err != nil {
 		return err
 	}
-	now := time.Now()
-	cert := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "directory of the tests"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, cert, cert, &key.PublicKey, key)
-	if err != nil {
-		return err
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	d.CAFile, d.CAs = filepath.Join(d.dir, "cert.pem"), x509.NewCertPool()
 	d.CAs.AppendCertsFromPEM(text)
 	return errors.Join(os.WriteFile(d.CAFile, text, 0o600),
-		os.WriteFile(filepath.Join(d.dir, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600))
+		os.WriteFile(filepath.Join(d.dir, "key.pem"), key, 0o600))
 }
 
 // Restart starts the server, again on the same ports, and returns when it answers.

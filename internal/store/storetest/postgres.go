@@ -4,16 +4,9 @@ package storetest
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"database/sql"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"net/url"
 	"os"
@@ -28,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kube-node-manager/kube-node-manager/internal/faultproxy"
 	"github.com/kube-node-manager/kube-node-manager/internal/store"
 )
 
@@ -268,27 +262,13 @@ ssl_key_file = '%s'
 func (s *Server) CA() string { return filepath.Join(s.dir, "cert.pem") }
 
 func (s *Server) certificate() error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	cert := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "PostgreSQL of the tests"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, cert, cert, &key.PublicKey, key)
-	if err != nil {
-		return err
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	cert, key, err := faultproxy.SelfSigned("PostgreSQL of the tests")
 	if err != nil {
 		return err
 	}
 	return errors.Join(
-		s.write(s.CA(), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		s.write(filepath.Join(s.dir, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})),
+		s.write(s.CA(), cert),
+		s.write(filepath.Join(s.dir, "key.pem"), key),
 	)
 }
 
