@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -582,7 +581,7 @@ func TestApp_SelfSigned(t *testing.T) {
 	}
 	live := p.events(p.request(t.Context(), "GET", "/api/v1/nodes/events", nil))
 	until(t, live, "synced")
-	if _, err := tls.Dial("tcp", r.Addr(), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}); err == nil {
+	if _, err := tls.Dial("tcp", r.Addr(), unchecked(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})); err == nil {
 		t.Error("TLS 1.1 is spoken")
 	}
 	if err := r.stop(); err != nil {
@@ -595,26 +594,7 @@ func TestCertFiles_Renewed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	cfg := config.Serve{TLSCert: filepath.Join(dir, "cert.pem"), TLSKey: filepath.Join(dir, "key.pem"), Listen: "127.0.0.1:0"}
-	write := func(at time.Time) []byte {
-		t.Helper()
-		cert, err := selfSigned(cfg, time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, err := marshalKey(cert)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for name, block := range map[string]*pem.Block{
-			cfg.TLSCert: {Type: "CERTIFICATE", Bytes: cert.Certificate[0]}, cfg.TLSKey: {Type: "PRIVATE KEY", Bytes: key},
-		} {
-			if err := errors.Join(os.WriteFile(name, pem.EncodeToMemory(block), 0o600), os.Chtimes(name, at, at)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return cert.Certificate[0]
-	}
-	first := write(time.Now().Add(-2 * time.Hour))
+	first := writeCertificate(t, cfg, time.Now().Add(-2*time.Hour))
 	f := &certFiles{cert: cfg.TLSCert, key: cfg.TLSKey, logger: slog.New(slog.DiscardHandler)}
 	if err := f.load(); err != nil {
 		t.Fatal(err)
@@ -630,7 +610,7 @@ func TestCertFiles_Renewed(t *testing.T) {
 		}
 	}
 	serves(first, "unchanged")
-	second := write(time.Now().Add(-time.Hour))
+	second := writeCertificate(t, cfg, time.Now().Add(-time.Hour))
 	serves(second, "renewed")
 	if err := os.WriteFile(cfg.TLSKey, []byte("half a file"), 0o600); err != nil {
 		t.Fatal(err)
@@ -640,6 +620,6 @@ func TestCertFiles_Renewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	serves(second, "missing")
-	third := write(time.Now())
+	third := writeCertificate(t, cfg, time.Now())
 	serves(third, "repaired")
 }

@@ -20,7 +20,14 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 )
 
-// files writes a certificate and its key, as of a moment.
+// unchecked is a client that takes any certificate: its test is about what is spoken, or about which certificate is shown,
+// and ours is signed by nobody.
+func unchecked(c *tls.Config) *tls.Config {
+	c.InsecureSkipVerify = true
+	return c
+}
+
+// writeCertificate writes a certificate and its key, as of a moment.
 func writeCertificate(t *testing.T, cfg config.Serve, at time.Time) []byte {
 	t.Helper()
 	cert, err := selfSigned(cfg, time.Now())
@@ -74,8 +81,7 @@ func TestTLS_Handshakes(t *testing.T) {
 		{"no protocol of ours", &tls.Config{NextProtos: []string{"spdy/3"}}, 0, ""},
 		{"weak ciphers", &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: weak}, 0, ""},
 	} {
-		tt.client.InsecureSkipVerify = true
-		conn, err := tls.Dial("tcp", r.Addr(), tt.client)
+		conn, err := tls.Dial("tcp", r.Addr(), unchecked(tt.client))
 		if err != nil {
 			if tt.version != 0 {
 				t.Errorf("%s: %v", tt.name, err)
@@ -91,7 +97,7 @@ func TestTLS_Handshakes(t *testing.T) {
 	taken := 0
 	for _, id := range slices.Concat(weak, strong) {
 		name := tls.CipherSuiteName(id)
-		conn, err := tls.Dial("tcp", r.Addr(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{id}})
+		conn, err := tls.Dial("tcp", r.Addr(), unchecked(&tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{id}}))
 		want := slices.Contains(strong, id) && strings.Contains(name, ecdsa) && strings.Contains(name, forward)
 		if (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
@@ -126,7 +132,7 @@ func TestTLS_RenewalKeepsStreams(t *testing.T) {
 	cfg.Streams.PerSession, cfg.Streams.PerPerson = streams, streams
 	first := writeCertificate(t, cfg, time.Now().Add(-time.Hour))
 	r := startWith(t, cfg, func(a *App) { a.certificates.every = time.Millisecond }, fakeCluster(t, "prod"))
-	insecure := &tls.Config{InsecureSkipVerify: true}
+	insecure := unchecked(&tls.Config{})
 	p := r.person(&http.Transport{TLSClientConfig: insecure, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}}) // a connection each
 	r.setUp(p)
 	var live []<-chan event
@@ -174,7 +180,7 @@ func TestApp_BehindAProxy(t *testing.T) {
 	})
 	t.Cleanup(front.Close)
 	p := r.person(&http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+		TLSClientConfig: unchecked(&tls.Config{}),
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, front.Listener.Addr().String())
 		},
