@@ -43,10 +43,11 @@ func auditFilter(v url.Values, more ...string) (fleet.AuditFilter, error) {
 		User: trimmed(v, "user"), Cluster: v.Get("cluster"), Node: trimmed(v, "node"), Action: trimmed(v, "action"),
 		Outcome: v.Get("outcome"), Batch: trimmed(v, "batch"), Session: trimmed(v, "session"),
 	}
-	if err := onlyParams(v, append(more, narrowing...)...); err != nil {
+	allowed := slices.Concat(more, narrowing)
+	if err := onlyParams(v, allowed...); err != nil {
 		return f, err
 	}
-	for _, name := range append(more, narrowing...) {
+	for _, name := range allowed {
 		switch s := v.Get(name); {
 		case len(v[name]) > 1:
 			return f, fleet.Invalid(name, "is given more than once")
@@ -215,8 +216,8 @@ func (s *server) exportAudit(w http.ResponseWriter, r *http.Request) error {
 		}
 		return err
 	}
-	for _, name := range append(slices.Clone(narrowing), "format") {
-		if !q.Has(name) || q.Get(name) == "" {
+	for _, name := range narrowing {
+		if q.Get(name) == "" {
 			q.Del(name)
 		}
 	}

@@ -159,11 +159,14 @@ func (s *server) batchStream(w http.ResponseWriter, r *http.Request) error {
 // progress serves the stream of a batch to those who see it, and to them no more than they see.
 func (s *server) progress(w http.ResponseWriter, r *http.Request, bs realtime.BatchStream) error {
 	if by := callerOf(r); !by.Sight().All() {
-		b, _, err := s.cfg.Batches.Batch(r.Context(), by, bs.Batch)
+		list, err := s.cfg.Batches.List(r.Context(), by, fleet.BatchFilter{IDs: []string{bs.Batch}})
+		if err == nil && len(list) == 0 {
+			err = fleet.ErrNotFound
+		}
 		if err != nil {
 			return notFound(err, unknownBatch(bs.Batch))
 		}
-		bs.Shown = func(now *fleet.Batch) { now.Parent, now.Operation.Revert = b.Parent, b.Operation.Revert }
+		bs.Shown = func(now *fleet.Batch) { now.Parent, now.Operation.Revert = list[0].Parent, list[0].Operation.Revert }
 	}
 	return notFound(s.cfg.Streams.Batch(w, r, bs), unknownBatch(bs.Batch))
 }

@@ -297,10 +297,10 @@ func (f batches) Batch(ctx context.Context, by fleet.Caller, id string) (fleet.B
 	return b, items, nil
 }
 
-func (f batches) List(ctx context.Context, by fleet.Caller, _ fleet.BatchFilter) ([]fleet.Batch, error) {
+func (f batches) List(ctx context.Context, by fleet.Caller, filter fleet.BatchFilter) ([]fleet.Batch, error) {
 	var out []fleet.Batch
 	for _, id := range slices.Sorted(maps.Keys(f.wd.batches)) {
-		if f.Sees(ctx, by, id) == nil {
+		if (filter.IDs == nil || slices.Contains(filter.IDs, id)) && f.Sees(ctx, by, id) == nil {
 			out = append(out, f.wd.batches[id])
 		}
 	}
