@@ -171,7 +171,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 		return nil, err
 	}
 	site, err := handlers.New(handlers.Config{
-		Nodes: a.manager, Clusters: steering{a.manager, record}, Managed: a.web, Streams: a.streams, Batches: submits{a.engine, a.manager}, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
+		Nodes: a.manager, Clusters: steering{a.manager, record}, Managed: a.web, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
 		Version: opts.Version, Manifest: manifests.ServiceAccount, Header: header,
 	})

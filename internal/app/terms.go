@@ -1,14 +1,10 @@
 package app
 
 import (
-	"context"
 	"slices"
-	"strings"
 
-	"github.com/kube-node-manager/kube-node-manager/internal/batch"
 	"github.com/kube-node-manager/kube-node-manager/internal/config"
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
-	"github.com/kube-node-manager/kube-node-manager/realtime"
 )
 
 // terms are how clusters are dealt with, as the configuration says by patterns of their names.
@@ -41,35 +37,4 @@ func (t terms) labels(cluster string) map[string]string {
 		}
 	}
 	return out
-}
-
-// submits refuses a batch that a cluster would refuse node for node, for lack of a right of ours.
-type submits struct {
-	*batch.Engine
-	clusters *realtime.Manager
-}
-
-// Submit implements handlers.Batches.
-func (s submits) Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (fleet.Batch, error) {
-	asked := make(map[string]bool)
-	for _, ref := range spec.Nodes {
-		perm, ok := spec.Action.Permission()
-		// What is not the person's to know or to do is for the engine to say.
-		if asked[ref.Cluster] || !ok || !by.May(perm, ref.Cluster) {
-			continue
-		}
-		asked[ref.Cluster] = true
-		if missing := s.clusters.Refuses(ref.Cluster, spec.Operation); len(missing) > 0 {
-			rights := make([]string, len(missing))
-			for i, m := range missing {
-				rights[i] = m.String()
-			}
-			list := strings.Join(rights, ", ")
-			return fleet.Batch{}, &fleet.FieldError{
-				Field: "nodes", Message: "are in cluster " + ref.Cluster + ", which does not let us " + list,
-				Key: "error.right", Args: map[string]string{"Cluster": ref.Cluster, "Right": list},
-			}
-		}
-	}
-	return s.Engine.Submit(ctx, by, spec)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,6 +156,8 @@ func (cache) Node(ref fleet.NodeRef) (*fleet.Node, error) {
 }
 
 func (cache) Unavailable(string) []string { return nil }
+
+func (cache) Refuses(string, fleet.Operation) []fleet.TestedRight { return nil }
 
 // permit permits operators.
 type permit struct{}
@@ -429,6 +432,62 @@ func TestEngine_SubmitTwiceIsOneBatch_Overtaken(t *testing.T) {
 	if err != nil || b.ID != first.ID || b.ID == "" {
 		t.Errorf("%q, %v; want %q, the batch that the same request made meanwhile", b.ID, err, first.ID)
 	}
+}
+
+// bars is a cache of clusters of which prod may not let us change nodes.
+type bars struct {
+	cache
+	up atomic.Bool
+}
+
+func (b *bars) Refuses(cluster string, op fleet.Operation) []fleet.TestedRight {
+	if cluster != "prod" || !b.up.Load() {
+		return nil
+	}
+	rights := fleet.Rights{Asked: []fleet.TestedRight{{Verb: "patch", Resource: "nodes", Needed: true}}}
+	return rights.Missing(op)
+}
+
+// What a cluster would refuse node for node is refused at once, however it is asked for; what was made before is answered
+// with as ever, and what it would do can be looked at.
+func TestEngine_WhatAClusterWouldRefuse(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		sky := &bars{}
+		doer := &editing{world: f.world, undo: make(map[fleet.NodeRef][]fleet.Edit)}
+		e := f.engine(func(cfg *batch.Config) { cfg.Lookup, cfg.Doer = sky, doer })
+		f.run(e)
+		s := spec("n0", "n2") // the second one fails
+		s.IdempotencyKey = "form-1"
+		made := f.submit(e, s)
+		f.wait(made)
+		sky.up.Store(true)
+		if b, err := e.Submit(t.Context(), ada, s); err != nil || b.ID != made {
+			t.Errorf("the same request again: %q, %v; want %q", b.ID, err, made)
+		}
+		if _, err := e.Plan(t.Context(), ada, spec("n3")); err != nil {
+			t.Errorf("Plan: %v", err)
+		}
+		revert := fleet.BatchSpec{Operation: fleet.Operation{Action: fleet.ActionRevert, Revert: made}}
+		for name, ask := range map[string]func() error{
+			"Submit": func() error { _, err := e.Submit(t.Context(), ada, spec("n3")); return err },
+			"revert": func() error { _, err := e.Submit(t.Context(), ada, revert); return err },
+			"Retry":  func() error { _, err := e.Retry(t.Context(), ada, made, "again"); return err },
+		} {
+			var field *fleet.FieldError
+			if err := ask(); !errors.As(err, &field) || field.Key != "error.right" || field.Args["Cluster"] != "prod" || field.Args["Right"] != "patch nodes" {
+				t.Errorf("%s: %v, want the right that is missing", name, err)
+			}
+		}
+		list, err := e.List(t.Context(), ada, fleet.BatchFilter{})
+		if err != nil || len(list) != 1 {
+			t.Errorf("%d batches, %v, want one", len(list), err)
+		}
+		other := spec("n3")
+		other.Nodes[0].Cluster = "staging"
+		f.submit(e, other)
+	})
 }
 
 func TestEngine_ParallelismIsBounded(t *testing.T) {

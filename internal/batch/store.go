@@ -130,4 +130,6 @@ type Lookup interface {
 	Node(ref fleet.NodeRef) (*fleet.Node, error)
 	// Unavailable names the nodes of a cluster that are cordoned or not ready.
 	Unavailable(cluster string) []string
+	// Refuses are the rights for lack of which a cluster would refuse an operation, as it said a moment ago.
+	Refuses(cluster string, op fleet.Operation) []fleet.TestedRight
 }

@@ -320,6 +320,9 @@ func (e *Engine) create(ctx context.Context, by fleet.Caller, r *request) (fleet
 	if err != nil {
 		return fleet.Batch{}, err
 	}
+	if err := e.possible(r); err != nil {
+		return fleet.Batch{}, err
+	}
 	var plan *fleet.Plan
 	if r.spec.PlanDigest != "" || disruptive(r.spec.Operation, items) {
 		if plan, err = e.plan(ctx, by, r, items); err != nil {
@@ -341,6 +344,31 @@ func (e *Engine) create(ctx context.Context, by fleet.Caller, r *request) (fleet
 		e.cfg.Notify(b.ID)
 	}
 	return b, nil
+}
+
+// possible refuses what a cluster would refuse node for node, for lack of a right of ours.
+func (e *Engine) possible(r *request) error {
+	asked := make(map[string]bool)
+	for _, ref := range r.spec.Nodes {
+		if asked[ref.Cluster] {
+			continue
+		}
+		asked[ref.Cluster] = true
+		missing := e.cfg.Lookup.Refuses(ref.Cluster, r.spec.Operation)
+		if len(missing) == 0 {
+			continue
+		}
+		rights := make([]string, len(missing))
+		for i, m := range missing {
+			rights[i] = m.String()
+		}
+		list := strings.Join(rights, ", ")
+		return &fleet.FieldError{
+			Field: "nodes", Message: "are in cluster " + ref.Cluster + ", which does not let us " + list,
+			Key: "error.right", Args: map[string]string{"Cluster": ref.Cluster, "Right": list},
+		}
+	}
+	return nil
 }
 
 // consented tells whether a plan is the one that the person has seen and said yes to. What repeats a batch was said yes

@@ -74,6 +74,8 @@ var defects = []defect{
 		"realtime/streamer.go", "if match(c.viewer) {", "if match(c.viewer) && c.viewer.Session == \"\" {", "realtime", "TestStream_EndIsQuickEvenForAClientThatDoesNotRead"),
 	one("ended-after-its-end", "T18", "ending a session breaks on a stream that ended by itself that moment",
 		"realtime/streamer.go", "defer c.w.release()", "", "realtime", "TestStream_EndAfterTheHandler"),
+	one("right-not-asked", "T39", "a batch is made that its cluster will refuse, node for node",
+		"internal/batch/submit.go", "if err := e.possible(r); err != nil {", "if err := e.possible(r); err != nil && r.origin == nil && !r.frozen {", "internal/batch", "TestEngine_WhatAClusterWouldRefuse"),
 	one("cluster-exchanged", "T11", "what was meant for one cluster is done to another",
 		"realtime/supervisor_identity.go", `if i.pinned != uid {`, `if i.pinned == "" && i.pinned != uid {`, "realtime", "TestT11_AnotherCluster"),
 
