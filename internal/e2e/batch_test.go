@@ -9,8 +9,9 @@ import (
 	"github.com/kube-node-manager/kube-node-manager/internal/kubetest"
 )
 
-// Five nodes are selected in a browser, two of them disappear in between: three are cordoned, two are reported as not
-// found, the outcome is partial, and the API server saw exactly three writes.
+// Five nodes are selected in a browser, all of a query; two of them disappear in between and another one that the query
+// matches comes (T42): three are cordoned, two are reported as not found, the new one is left alone, the outcome is partial,
+// and the API server saw exactly three writes.
 func TestBatch_FiveSelectedTwoDeletedInBetween(t *testing.T) {
 	c := kubetest.Shared(t)
 	s := startServer(t, c.Kubeconfig)
@@ -34,14 +35,19 @@ func TestBatch_FiveSelectedTwoDeletedInBetween(t *testing.T) {
 	mark := c.AuditLog(t).Mark()
 	c.DeleteNode(t, nodes[1].Name)
 	c.DeleteNode(t, nodes[3].Name)
+	late := c.Node(t, kubetest.NodeSpec{Name: name + "-9"}).Name
+	ada.wait("a node that came after the selection", there(row(c.Name, late)))
+	if eval[bool](ada, there(row(c.Name, late)+` input:checked`)) || !eval[bool](ada, `/5/.test(document.querySelector('button[value=cordon]').innerText)`) {
+		t.Error("the node that came later is part of the selection")
+	}
 	ada.click(`button[value=cordon]`)
 	ada.wait("the batch is done, in the page that started it", there(`#batch-progress[data-state=done]`))
 	ada.screenshot("partial")
 	if got := eval[string](ada, `document.getElementById('batch-progress').dataset.outcome`); got != "partial" {
 		t.Errorf("outcome %q, want partial", got)
 	}
-	if got := eval[int](ada, `document.querySelectorAll('#items tr[data-state=succeeded]').length`); got != 3 {
-		t.Errorf("%d rows say succeeded, want 3", got)
+	if got := eval[int](ada, `document.querySelectorAll('#items tr').length * 10 + document.querySelectorAll('#items tr[data-state=succeeded]').length`); got != 53 {
+		t.Errorf("rows and those of them that succeeded: %d, want 53", got)
 	}
 	for _, i := range []int{1, 3} {
 		if got := eval[string](ada, `[...document.querySelectorAll('#items tr[data-state=failed]')].find(r => r.innerText.includes(`+quote(nodes[i].Name)+`))?.innerText ?? ''`); !strings.Contains(got, "no such node") {
