@@ -2,6 +2,7 @@ package drain
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -23,7 +24,9 @@ func TestRead_Large(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ns := b.c.Namespace(t)
-	nodes := b.c.Nodes(t, 4, nil)
+	// The first ones by name: the nodes of other tests take no pod of this one.
+	name := kubetest.Name(t, "n")
+	nodes := b.c.Nodes(t, 4, func(i int) kubetest.NodeSpec { return kubetest.NodeSpec{Name: fmt.Sprintf("0%s-%d", name, i)} })
 	b.c.Deployment(t, 12, kubetest.PodSpec{Namespace: ns, Name: "web"})
 	b.c.PDB(t, ns, "web", "10")
 	b.c.Cordon(t, nodes[3].Name)
