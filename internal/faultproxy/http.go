@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -78,6 +79,7 @@ type HTTP struct {
 	flight  int
 	most    int
 	cert    *tls.Certificate
+	swaps   int // how often cert was replaced
 	muted   bool
 	watches map[*watch]struct{} // open ones
 	changed chan struct{}       // closed and replaced when rules or muted change
@@ -126,6 +128,11 @@ func NewHTTP(tb testing.TB, cfg *rest.Config, opts ...Option) *HTTP {
 	h.srv.EnableHTTP2 = true
 	h.srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug) // broken handshakes are what it is for
 	h.srv.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	h.srv.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return context.WithValue(ctx, swapsKey{}, h.swaps)
+	}
 	for _, o := range opts {
 		o(h.srv)
 	}
@@ -221,9 +228,13 @@ func (h *HTTP) Swap(tb testing.TB, k Certificate) {
 	}
 	h.mu.Lock()
 	h.cert = cert
+	h.swaps++
 	h.mu.Unlock()
 	h.CloseConns()
 }
+
+// swapsKey is what a connection knows of swaps.
+type swapsKey struct{}
 
 // Log are the calls seen so far, oldest first.
 func (h *HTTP) Log() []Request {
@@ -255,6 +266,9 @@ func isWatch(r *http.Request) bool {
 func (h *HTTP) enter(r *http.Request) (Answer, int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if r.Context().Value(swapsKey{}) != h.swaps {
+		panic(http.ErrAbortHandler) // it was read before its connection was cut, by a handler that is late
+	}
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	at := -1
 	if len(h.log) < maxLog {
