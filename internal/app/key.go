@@ -60,7 +60,7 @@ func (a *App) firstKey(ctx context.Context) (*seal.Keys, error) {
 func readKeys(cfg config.Key) (*seal.Keys, error) {
 	switch {
 	case cfg.Text != "":
-		return seal.Parse(fleet.Secret(cfg.Text.Reveal()))
+		return seal.Parse(cfg.Text)
 	case cfg.File != "":
 		return seal.Read(cfg.File)
 	}

@@ -61,7 +61,7 @@ func TestSealKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	wrong := cfg
-	wrong.Key = config.Key{Text: config.Secret(seal.NewKey().Reveal())}
+	wrong.Key = config.Key{Text: seal.NewKey()}
 	_, _, err = keysOf(wrong)
 	if e, ok := errors.AsType[*seal.UnknownKeyError](err); !ok || e.ID != first.Current() || !strings.Contains(err.Error(), "second factor of ada") {
 		t.Errorf("a wrong key: %v", err)

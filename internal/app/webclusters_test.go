@@ -33,7 +33,7 @@ func webServer(t *testing.T) (kubeconfig string) {
 func webConfig(t *testing.T) config.Serve {
 	t.Helper()
 	cfg := serveConfig(t)
-	cfg.Key = config.Key{Text: config.Secret(seal.NewKey().Reveal())}
+	cfg.Key = config.Key{Text: seal.NewKey()}
 	cfg.AddressAllow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	return cfg
 }
@@ -139,7 +139,7 @@ func TestWebClusters_Unreadable(t *testing.T) {
 
 	// Without a key it starts and shows them; with another key it does not start.
 	other := cfg
-	other.Key.Text = config.Secret(seal.NewKey().Reveal())
+	other.Key.Text = seal.NewKey()
 	if _, err := New(t.Context(), other, Options{Version: "test", Notice: first.notice, Logger: first.logger}); err == nil {
 		t.Error("started with another key")
 	} else if e, ok := errors.AsType[*seal.UnknownKeyError](err); !ok || !strings.Contains(err.Error(), e.ID) {

@@ -33,7 +33,7 @@ var rules = map[string]rule{
 	"cmd/kube-node-manager": {ours: []string{"internal/app", "internal/config"}},
 	"internal/fleet":        {never: []string{k8s, chi, tpl, sql, "net/http"}},
 	"internal/inert":        {never: []string{k8s, chi, tpl, sql, "net/http"}},
-	"internal/config":       {outside: []string{"github.com/alecthomas/kong"}, never: []string{k8s, chi, tpl, sql}},
+	"internal/config":       {ours: []string{"internal/fleet"}, outside: []string{"github.com/alecthomas/kong"}, never: []string{k8s, chi, tpl, sql}},
 	"internal/audit":        {ours: []string{"internal/fleet"}, never: []string{k8s, chi, tpl}},
 	"internal/auth": {
 		ours:    []string{"internal/auth/totp", "internal/fleet"},

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"net/url"
 	"time"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // Config is one parsed and checked invocation. Exactly one of the command fields is set, the one that Command names.
@@ -41,7 +43,7 @@ const (
 // Database says where the people, batches and the record are kept.
 type Database struct {
 	Dir string // directory of the SQLite files; made if missing; "" for one of this process alone
-	URL Secret // of PostgreSQL, postgres://… or postgresql://…; "" for SQLite in Dir
+	URL fleet.Secret // of PostgreSQL, postgres://… or postgresql://…; "" for SQLite in Dir
 }
 
 // Serve is the server.
@@ -177,7 +179,7 @@ type Rotate struct {
 // cluster can be added through the web and no second factor set up.
 type Key struct {
 	File string
-	Text Secret // what such a file holds
+	Text fleet.Secret // what such a file holds
 	Ours bool   // nobody named the file: it is made if it is missing
 }
 
@@ -185,33 +187,8 @@ type Key struct {
 type Watch struct {
 	Server  *url.URL
 	Cluster string // "" for all
-	Token   Secret // bearer token; "" for none
+	Token   fleet.Secret // bearer token; "" for none
 }
-
-// Secret is text that must never be seen: every way of printing it shows a placeholder.
-type Secret string
-
-const redacted = "[redacted]"
-
-// String implements fmt.Stringer.
-func (s Secret) String() string {
-	if s == "" {
-		return ""
-	}
-	return redacted
-}
-
-// GoString keeps %#v from showing the secret.
-func (s Secret) GoString() string { return s.String() }
-
-// MarshalText keeps JSON and every other text encoding from showing the secret.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// LogValue implements slog.LogValuer.
-func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
-
-// Reveal is the only way to the text itself.
-func (s Secret) Reveal() string { return string(s) }
 
 // LogValue shows what the server was started with. The database's address loses its password.
 func (s Serve) LogValue() slog.Value {
@@ -247,7 +224,7 @@ func (s Serve) LogValue() slog.Value {
 func redactURL(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return redacted
+		return "[redacted]"
 	}
 	u.User, u.RawQuery, u.Fragment = nil, "", ""
 	return u.String()

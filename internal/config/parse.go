@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 )
 
 // EnvPrefix starts the name of every variable that is ours.
@@ -521,7 +523,7 @@ func (d database) config(p *problems) Database {
 	if d.DataDir == "" && d.DatabaseURL == "" {
 		p.add("data-dir", "must not be empty")
 	}
-	return Database{Dir: d.DataDir, URL: Secret(d.DatabaseURL)}
+	return Database{Dir: d.DataDir, URL: fleet.Secret(d.DatabaseURL)}
 }
 
 // config is where the keys are: where the flag or the variable says, or beside the database if that is SQLite.
@@ -533,7 +535,7 @@ func (k secretsKey) config(p *problems, env map[string]string, db Database) Key 
 	case k.KeyFile == "" && text == "" && db.URL == "":
 		return Key{File: filepath.Join(db.Dir, "seal.key"), Ours: true}
 	}
-	return Key{File: k.KeyFile, Text: Secret(text)}
+	return Key{File: k.KeyFile, Text: fleet.Secret(text)}
 }
 
 func (s serveCmd) config(p *problems, env map[string]string) Serve {
@@ -762,7 +764,7 @@ func origin(p *problems, flag, raw string) *url.URL {
 func (c *cli) watch(p *problems, env map[string]string) Watch {
 	w := Watch{Cluster: c.Watch.Cluster, Server: origin(p, "server", c.Watch.Server)}
 	if token := strings.TrimSpace(env[tokenEnv]); token != "" {
-		w.Token = Secret(token)
+		w.Token = fleet.Secret(token)
 	}
 	if f := c.Watch.TokenFile; f != "" {
 		if w.Token != "" {
@@ -774,7 +776,7 @@ func (c *cli) watch(p *problems, env map[string]string) Watch {
 			p.errs = append(p.errs, fmt.Errorf("--token-file: %w", err))
 			return w
 		}
-		if w.Token = Secret(strings.TrimSpace(string(b))); w.Token == "" {
+		if w.Token = fleet.Secret(strings.TrimSpace(string(b))); w.Token == "" {
 			p.add("token-file", "%s is empty", f)
 		}
 	}
