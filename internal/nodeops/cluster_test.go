@@ -62,6 +62,8 @@ func (w *whole) Clusters(fleet.Sight) []fleet.Cluster { return []fleet.Cluster{{
 
 func (w *whole) Unavailable(string) []string { return nil }
 
+func (w *whole) Refuses(string, fleet.Operation) []fleet.TestedRight { return nil }
+
 func (w *whole) Node(ref fleet.NodeRef) (*fleet.Node, error) {
 	n, err := w.cluster.Client().CoreV1().Nodes().Get(w.t.Context(), ref.Name, metav1.GetOptions{})
 	if err != nil {
