@@ -157,11 +157,12 @@ func signing(acct fleet.Account, from fleet.Caller) fleet.Caller {
 
 // signInFailed records the failure. A name that nobody has is not written down.
 func (s *Service) signInFailed(ctx context.Context, name string, from fleet.Caller, why string, try attempt) error {
-	switch try.blocked {
-	case fleet.AttemptName:
-		why += "; further attempts on this name are delayed"
-	case fleet.AttemptDevice:
-		why += "; further attempts in this browser, which is known, are delayed"
+	if try.blocked != "" {
+		of := "on this name"
+		if try.blocked == fleet.AttemptDevice {
+			of = "in this browser, which is known,"
+		}
+		why += "; further attempts " + of + " are delayed"
 	}
 	e := record(fleet.Caller{Name: name, Via: "session", Addr: from.Addr}, "signin", why)
 	e.Outcome = "failed"

@@ -119,8 +119,12 @@ func clearing(t *testing.T, one, two *store.Store) {
 	alias.Device.Name = "name-alias" // a directory may know somebody by several names
 	need(t, one.AddSession(ctx, alias, nil, event))
 	keys := []fleet.AttemptKey{
-		{Scope: fleet.AttemptAll, Subject: "all"}, {Scope: fleet.AttemptName, Subject: "name-ada"}, {Scope: fleet.AttemptName, Subject: "name-alias"},
-		{Scope: fleet.AttemptDevice, Subject: "d-ada"}, {Scope: fleet.AttemptName, Subject: "name-eve"}, {Scope: fleet.AttemptDevice, Subject: "d-eve"},
+		{Scope: fleet.AttemptAll, Subject: "all"},
+		{Scope: fleet.AttemptName, Subject: "name-ada"},
+		{Scope: fleet.AttemptName, Subject: "name-alias"},
+		{Scope: fleet.AttemptDevice, Subject: "d-ada"},
+		{Scope: fleet.AttemptName, Subject: "name-eve"},
+		{Scope: fleet.AttemptDevice, Subject: "d-eve"},
 	}
 	until := start.Add(time.Minute)
 	need(t, one.CountAttempt(ctx, keys, func(have []fleet.Attempts) ([]fleet.Attempts, error) {
