@@ -264,6 +264,38 @@ func TestDevice_SecondStep(t *testing.T) {
 	})
 }
 
+// TestDevice_Directory: people of a directory are known in their browsers too, by each name that the directory knows them
+// by, until their groups are others.
+func TestDevice_Directory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		h := enter(t, dir, nil)
+		defer h.close(t)
+		const password = "directory password"
+		e := &elsewhere{vouched: vouchedFor(fleet.PersonLDAP, "l", "", fleet.RoleOperator)}
+		h.directory = e
+		in := func(name, device string) string {
+			t.Helper()
+			got, err := h.Service.SignIn(t.Context(), name, password, device, from, "")
+			if err != nil || got.Device == "" {
+				t.Fatalf("%s: %+v, %v", name, got, err)
+			}
+			return got.Device
+		}
+		lou, alias := in("lou", ""), in("lou@example.org", "")
+		wait := h.failElsewhere(t, "lou", nameFree+1)
+		h.failElsewhere(t, "lou@example.org", nameFree+1)
+		limited(t, "not known", h.try(t, "lou", password, addrNo(100)), wait)
+		limited(t, "known by another name", h.tryKnown(t, "lou", password, alias, addrNo(100)), wait)
+		lou, alias = in("lou", lou), in("lou@example.org", alias)
+		e.say(vouchedFor(fleet.PersonLDAP, "l", "", fleet.RoleViewer), nil)
+		lou = in("lou", lou) // known still, and from now on as who they have become
+		in("lou", lou)
+		limited(t, "known as who they were", h.tryKnown(t, "lou@example.org", password, alias, addrNo(100)), wait)
+	})
+}
+
 // TestDevice_SaysNothing: with something that makes a browser known or without, a failure is one computation and the same
 // words, whoever it is of.
 func TestDevice_SaysNothing(t *testing.T) {
