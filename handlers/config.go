@@ -136,11 +136,12 @@ type Templates interface {
 
 // Auth knows who is asking.
 type Auth interface {
-	// SignIn checks name and password and returns the person and a fresh session token with its expiry. LimitError
-	// when throttled; ErrUnauthenticated for every other failure, with the same work done whatever the cause.
-	SignIn(ctx context.Context, name, password string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
+	// SignIn checks name and password and returns a fresh session token with its expiry, and by what the browser is known
+	// at the next sign-in; device is what it showed of that. LimitError when throttled; ErrUnauthenticated for every other
+	// failure, with the same work done whatever the cause.
+	SignIn(ctx context.Context, name, password, device string, from fleet.Caller, userAgent string) (fleet.SignIn, error)
 	// SecondStep completes a sign-in that SignIn answered with a fleet.SecondStepError.
-	SecondStep(ctx context.Context, half, code string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
+	SecondStep(ctx context.Context, half, code, device string, from fleet.Caller, userAgent string) (fleet.SignIn, error)
 	// OIDC tells whether there is an identity provider. BeginOIDC answers where the browser has to go and what it has to
 	// keep; FinishOIDC signs in who comes back. ErrForbidden for who is known there and may not use this.
 	OIDC() bool
@@ -193,6 +194,8 @@ type People interface {
 	ConfirmFactor(ctx context.Context, by fleet.Caller, code string) (recovery []string, err error)
 	DropFactor(ctx context.Context, by fleet.Caller, code string) error
 	ResetFactor(ctx context.Context, by fleet.Caller, name string) error
+	// Unblock lets somebody try again whose name is delayed after failures.
+	Unblock(ctx context.Context, by fleet.Caller, name string) error
 }
 
 // Audit reads the record.

@@ -433,26 +433,35 @@ func (f templates) DeleteTemplate(ctx context.Context, by fleet.Caller, id strin
 
 type authority struct{ wd *world }
 
-func (f authority) SignIn(_ context.Context, name, password string, from fleet.Caller, _ string) (string, time.Time, error) {
+func (f authority) SignIn(_ context.Context, name, password, device string, from fleet.Caller, _ string) (fleet.SignIn, error) {
 	f.wd.note("SignIn %s from %s replacing %q", name, from.Addr, from.Session)
+	f.wd.note("SignIn in a browser that shows %q", device)
 	if f.wd.signIn != nil {
-		return "", time.Time{}, f.wd.signIn
+		return fleet.SignIn{}, f.wd.signIn
 	}
 	if name != "ada" || password != "correct horse battery" {
-		return "", time.Time{}, fleet.ErrUnauthenticated
+		return fleet.SignIn{}, fleet.ErrUnauthenticated
 	}
-	return "admin", time.Now().Add(time.Hour), nil
+	return signedIn(), nil
 }
 
-func (f authority) SecondStep(_ context.Context, half, code string, from fleet.Caller, _ string) (string, time.Time, error) {
+// signedIn is what the sign-ins that turn out well are worth.
+func signedIn() fleet.SignIn {
+	return fleet.SignIn{
+		Token: "admin", Expires: time.Now().Add(time.Hour), Device: "this browser", DeviceUntil: time.Now().Add(90 * 24 * time.Hour),
+	}
+}
+
+func (f authority) SecondStep(_ context.Context, half, code, device string, from fleet.Caller, _ string) (fleet.SignIn, error) {
 	f.wd.note("SecondStep %s from %s", half, from.Addr)
+	f.wd.note("SecondStep in a browser that shows %q", device)
 	if f.wd.signIn != nil {
-		return "", time.Time{}, f.wd.signIn
+		return fleet.SignIn{}, f.wd.signIn
 	}
 	if code != "123456" {
-		return "", time.Time{}, fleet.ErrUnauthenticated
+		return fleet.SignIn{}, fleet.ErrUnauthenticated
 	}
-	return "admin", time.Now().Add(time.Hour), nil
+	return signedIn(), nil
 }
 
 func (f authority) AcceptInvitation(_ context.Context, code, _ string) error {
@@ -628,6 +637,11 @@ func (f people) ConfirmFactor(_ context.Context, by fleet.Caller, code string) (
 
 func (f people) DropFactor(_ context.Context, by fleet.Caller, code string) error {
 	f.wd.note("DropFactor %s %s", by.Name, code)
+	return f.wd.people
+}
+
+func (f people) Unblock(_ context.Context, _ fleet.Caller, name string) error {
+	f.wd.note("Unblock %s", name)
 	return f.wd.people
 }
 

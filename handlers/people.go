@@ -24,6 +24,7 @@ type userJSON struct {
 	Kind         fleet.PersonKind `json:"kind"`
 	SecondFactor bool             `json:"second_factor"`
 	InvitedUntil time.Time        `json:"invited_until,omitzero"`
+	DelayedUntil time.Time        `json:"delayed_until,omitzero"`
 
 	Grants []fleet.Grant `json:"grants"`
 	Groups []string      `json:"groups,omitempty"`
@@ -34,7 +35,7 @@ func userOf(u fleet.User) userJSON {
 		u.Grants = []fleet.Grant{}
 	}
 	return userJSON{
-		u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn, u.Kind, !u.SecondFactor.IsZero(), u.InvitedUntil, u.Grants, u.Groups,
+		u.Name, u.Role, u.Disabled, u.CreatedAt, u.LastSignIn, u.Kind, !u.SecondFactor.IsZero(), u.InvitedUntil, u.DelayedUntil, u.Grants, u.Groups,
 	}
 }
 
@@ -194,7 +195,7 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 		return nil, err
 	}
 	caller, given := callerOf(r), 0
-	for _, f := range []string{"role", "disabled", "password", "invite", "second_factor", "grant", "revoke"} {
+	for _, f := range []string{"role", "disabled", "password", "invite", "second_factor", "unblock", "grant", "revoke"} {
 		if in.has(f) {
 			given++
 		}
@@ -206,12 +207,12 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 	grant := in.grant()
 	revoke := fleet.Scope(in.text("revoke"))
 	roleName, disabled, password := in.text("role"), in.flag("disabled"), in.text("password")
-	invite, factor := in.flag("invite"), in.text("second_factor")
+	invite, factor, unblock := in.flag("invite"), in.text("second_factor"), in.flag("unblock")
 	if err := in.done(); err != nil {
 		return nil, err
 	}
 	if given != 1 {
-		return nil, fleet.Invalid("role", "give exactly one of role, disabled, password, invite, second_factor, grants, grant, revoke")
+		return nil, fleet.Invalid("role", "give exactly one of role, disabled, password, invite, second_factor, unblock, grants, grant, revoke")
 	}
 	switch {
 	case listed:
@@ -233,6 +234,11 @@ func (s *server) tryChangeUser(r *http.Request) (invitation *fleet.Invitation, e
 			return nil, fleet.Invalid("second_factor", "can only be reset")
 		}
 		err = s.cfg.People.ResetFactor(r.Context(), caller, name)
+	case in.has("unblock"):
+		if !unblock {
+			return nil, fleet.Invalid("unblock", "can only be true")
+		}
+		err = s.cfg.People.Unblock(r.Context(), caller, name)
 	case in.has("role"):
 		role, perr := fleet.ParseRole(roleName)
 		if perr != nil {

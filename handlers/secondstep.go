@@ -61,10 +61,10 @@ func (s *server) secondStep(w http.ResponseWriter, r *http.Request) error {
 	if err := in.done(); err != nil {
 		return err
 	}
-	token, expires, err := s.cfg.Auth.SecondStep(r.Context(), s.secret(r, halfCookie), code, fleet.Caller{Addr: stateOf(r).addr}, r.UserAgent())
+	done, err := s.cfg.Auth.SecondStep(r.Context(), s.secret(r, halfCookie), code, s.secret(r, deviceCookie),
+		fleet.Caller{Addr: stateOf(r).addr}, r.UserAgent())
 	if err == nil {
-		s.dropHalf(w, r)
-		s.setCookie(w, token, expires)
+		s.signedIn(w, r, done)
 		http.Redirect(w, r, next, http.StatusSeeOther)
 		return nil
 	}

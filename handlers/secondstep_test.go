@@ -125,13 +125,13 @@ func TestInvite(t *testing.T) {
 			t.Errorf("%s: %d", body, w.Code)
 		}
 	}
-	for body, want := range map[string]int{"second_factor=reset": 204, "second_factor=drop": 422, "invite=false": 422, "invite=true&role=viewer": 422} {
+	for body, want := range map[string]int{"second_factor=reset": 204, "second_factor=drop": 422, "invite=false": 422, "invite=true&role=viewer": 422, "unblock=true": 204, "unblock=false": 422, "unblock=true&invite=true": 422} {
 		if w := s.do(call{method: http.MethodPost, path: "/api/v1/users/eve", who: "admin", body: body, header: curl}); w.Code != want {
 			t.Errorf("%s: %d", body, w.Code)
 		}
 	}
-	if !s.called("ResetFactor eve") {
-		t.Error("nothing was reset")
+	if !s.called("ResetFactor eve") || !s.called("Unblock eve") {
+		t.Errorf("nothing was reset: %q", s.calls)
 	}
 	d := document(t, s.do(call{path: "/invite", header: html}))
 	if d.Find(`form[action="/invite"][data-fragment="code"] input[name=code]`).Length() != 1 || d.Find(`script[src*="fragment"]`).Length() != 1 {

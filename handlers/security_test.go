@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/static"
 )
 
@@ -238,12 +239,60 @@ func TestCookie(t *testing.T) {
 		s := newSite(t, func(c *Config) { c.Secure = secure })
 		w := s.do(call{method: "POST", path: "/login", who: "", body: bodies["POST /login"]})
 		c := w.Result().Cookies()
-		if w.Code != http.StatusSeeOther || len(c) != 1 {
+		if w.Code != http.StatusSeeOther || len(c) != 2 {
 			t.Fatalf("status %d, cookies %v", w.Code, c)
 		}
 		want := map[bool]string{false: "knm", true: "__Host-knm"}[secure]
-		if c[0].Name != want || !c[0].HttpOnly || c[0].Secure != secure || c[0].SameSite != http.SameSiteLaxMode || c[0].Path != "/" || c[0].Domain != "" || c[0].MaxAge < 3000 {
-			t.Errorf("secure %t: %s", secure, c[0])
+		for i, want := range []http.Cookie{{Name: want, Value: "admin", MaxAge: 3000}, {Name: want + "_device", Value: "this browser", MaxAge: 89 * 24 * 3600}} {
+			if got := c[i]; got.Name != want.Name || got.Value != want.Value || !got.HttpOnly || got.Secure != secure || got.SameSite != http.SameSiteLaxMode ||
+				got.Path != "/" || got.Domain != "" || got.MaxAge < want.MaxAge {
+				t.Errorf("secure %t: %s", secure, got)
+			}
+		}
+	}
+}
+
+// TestCookie_Device: by what a browser is known it gets when a sign-in is complete and not before, shows it at both steps,
+// and keeps when its person signs out; nothing but a sign-in reads it.
+func TestCookie_Device(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	mine := with(html, "Cookie", "knm_device=shown; knm-half=half")
+	first := call{method: http.MethodPost, path: "/login", body: login, header: mine}
+	second := call{method: http.MethodPost, path: "/login/code", body: "code=123456", header: mine}
+	s.signIn = &fleet.SecondStepError{Token: "half", Expires: time.Now().Add(5 * time.Minute)}
+	if c := cookies(s.do(first)); c["knm_device"] != nil || c["knm-half"] == nil || !s.called(`SignIn in a browser that shows "shown"`) {
+		t.Errorf("after the password: %v, %q", c, s.calls)
+	}
+	for _, err := range []error{fleet.ErrUnauthenticated, fleet.ErrUnavailable, &fleet.LimitError{What: "sign-in", Retry: time.Second}} {
+		s.signIn = err
+		for _, c := range []call{first, second} {
+			if c := cookies(s.do(c)); len(c) != 0 {
+				t.Errorf("%v: %v", err, c)
+			}
+		}
+	}
+	s.signIn = nil
+	wrong := second
+	wrong.body = "code=000000"
+	if c := cookies(s.do(wrong)); len(c) != 0 {
+		t.Errorf("a wrong code: %v", c)
+	}
+	c := cookies(s.do(second))["knm_device"]
+	if c == nil || c.Value != "this browser" || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Path != "/" || c.MaxAge < 89*24*3600 ||
+		!s.called(`SecondStep in a browser that shows "shown"`) {
+		t.Errorf("after the code: %v, %q", c, s.calls)
+	}
+	if c := cookies(s.do(call{method: http.MethodPost, path: "/logout", who: "viewer"})); c["knm_device"] != nil {
+		t.Errorf("signing out: %v", c)
+	}
+	for _, rt := range tableOf(t) {
+		if rt.perm == fleet.PermPublic {
+			continue
+		}
+		s := newSite(t)
+		if w := s.do(call{method: rt.method, path: fill(rt.path), header: map[string]string{"Accept": "application/json", "Cookie": "knm_device=admin"}}); w.Code != http.StatusUnauthorized {
+			t.Errorf("%s %s: status %d", rt.method, rt.path, w.Code)
 		}
 	}
 }

@@ -23,14 +23,24 @@ func (s *server) cookieName() string {
 	return "knm"
 }
 
-// The suffixes of the cookies of a sign-in that has begun. They are no sessions.
+// The suffixes of the cookies that are no sessions.
 const (
-	halfCookie = "-half" // the password was right and the code is to come
-	oidcCookie = "-oidc" // the person is at the identity provider
+	halfCookie   = "-half"   // a sign-in has begun: the password was right and the code is to come
+	oidcCookie   = "-oidc"   // a sign-in has begun: the person is at the identity provider
+	deviceCookie = "_device" // somebody has signed in in this browser; it lets nobody in, and stays when they sign out
 )
 
 func (s *server) setCookie(w http.ResponseWriter, token string, expires time.Time) {
 	s.setSecret(w, "", token, expires)
+}
+
+// signedIn gives the browser what a sign-in that is complete is worth.
+func (s *server) signedIn(w http.ResponseWriter, r *http.Request, in fleet.SignIn) {
+	s.dropHalf(w, r)
+	s.setCookie(w, in.Token, in.Expires)
+	if in.Device != "" {
+		s.setSecret(w, deviceCookie, in.Device, in.DeviceUntil)
+	}
 }
 
 // setSecret sets the session's cookie, or another one of the same kind with a suffix.
@@ -174,15 +184,14 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) error {
 			from.Session = old.Session
 		}
 	}
-	token, expires, err := s.cfg.Auth.SignIn(r.Context(), name, password, from, r.UserAgent())
+	done, err := s.cfg.Auth.SignIn(r.Context(), name, password, s.secret(r, deviceCookie), from, r.UserAgent())
 	if half, ok := errors.AsType[*fleet.SecondStepError](err); ok {
 		return s.askForCode(w, r, half, next)
 	}
 	if err != nil {
 		return s.signInFailed(w, r, err, next, name)
 	}
-	s.dropHalf(w, r)
-	s.setCookie(w, token, expires)
+	s.signedIn(w, r, done)
 	http.Redirect(w, r, next, http.StatusSeeOther)
 	return nil
 }

@@ -355,7 +355,7 @@ func TestForms_Fields(t *testing.T) {
 		"/plan#result":                  planFields,
 		"/api/v1/tokens":                {"name", "expires", "role", "scope"},
 		"/api/v1/users":                 {"name", "role", "invite"},
-		"/api/v1/users/ada":             {"role", "disabled", "invite", "second_factor", "grant", "grant_role", "also"},
+		"/api/v1/users/ada":             {"role", "disabled", "invite", "second_factor", "unblock", "grant", "grant_role", "also"},
 		"/api/v1/users/bob":             {"role", "disabled", "invite", "grant", "grant_role", "also"},
 		"/batches":                      {"state", "user", "cluster", "since"},
 		"/audit":                        {"user", "action", "cluster", "node", "outcome", "batch", "session", "since", "until"},

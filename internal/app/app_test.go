@@ -397,6 +397,9 @@ func TestApp_DisabledFromTheHost(t *testing.T) {
 	default:
 	}
 	command(config.CommandUserEnable, config.User{Name: "vic"}, "")
+	if out := command(config.CommandUserUnblock, config.User{Name: "VIC"}, ""); !strings.Contains(out, "may try again") {
+		t.Error(out)
+	}
 	if out := command(config.CommandSetPassword, config.User{Name: "vic"}, ""); !regexp.MustCompile(`password: \S{20,}`).MatchString(out) {
 		t.Errorf("no password was made up: %q", out)
 	}

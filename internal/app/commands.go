@@ -241,6 +241,11 @@ func user(ctx context.Context, cmd config.Command, cfg config.User, people *auth
 			return err
 		}
 		return said(std.Out, false, "", "took away the second factor of %s; their sessions and tokens have ended", cfg.Name)
+	case config.CommandUserUnblock:
+		if err := people.Unblock(ctx, by, cfg.Name); err != nil {
+			return err
+		}
+		return said(std.Out, false, "", "failed sign-ins of %s are forgotten; they may try again", cfg.Name)
 	case config.CommandUserList:
 		return listUsers(ctx, people, std.Out)
 	default:

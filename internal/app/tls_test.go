@@ -189,7 +189,7 @@ func TestApp_BehindAProxy(t *testing.T) {
 		t.Fatalf("people are sent to %s", p.base)
 	}
 	r.setUp(p)
-	if c := p.client.Jar.Cookies(cfg.External); len(c) != 1 || c[0].Name != "__Host-knm" {
+	if c := p.client.Jar.Cookies(cfg.External); len(c) != 2 || c[0].Name != "__Host-knm" || c[1].Name != "__Host-knm_device" {
 		t.Errorf("cookies %v", c)
 	}
 	resp := p.request(t.Context(), "POST", "/api/v1/batches", url.Values{"action": {"cordon"}, "nodes": {"prod/node-0"}}, "Accept", "text/event-stream")

@@ -123,6 +123,17 @@ func (h *house) add(t *testing.T, name string, role fleet.Role) {
 	}
 }
 
+// SignIn and SecondStep are those of a browser that is not known.
+func (h *house) SignIn(ctx context.Context, name, password string, from fleet.Caller, userAgent string) (string, time.Time, error) {
+	in, err := h.Service.SignIn(ctx, name, password, "", from, userAgent)
+	return in.Token, in.Expires, err
+}
+
+func (h *house) SecondStep(ctx context.Context, half, code string, from fleet.Caller, userAgent string) (string, time.Time, error) {
+	in, err := h.Service.SecondStep(ctx, half, code, "", from, userAgent)
+	return in.Token, in.Expires, err
+}
+
 func (h *house) in(t *testing.T, name string) (token string, c fleet.Caller) {
 	t.Helper()
 	token, _, err := h.SignIn(t.Context(), name, secret, from, "test")

@@ -46,9 +46,9 @@ func (s *Service) half(ctx context.Context, acct fleet.Account, from fleet.Calle
 		Hash: digest("half", token), UserID: acct.ID, Epoch: acct.Epoch, Replaces: from.Session, ExpiresAt: time.Now().Add(halfLife),
 	}
 	if err := s.store.AddHalf(ctx, h, try.keys, try.before, try.after); err != nil {
-		return fmt.Errorf("signing in: %w", err)
+		return err
 	}
-	return fmt.Errorf("signing in: %w", &fleet.SecondStepError{Token: token, Expires: h.ExpiresAt})
+	return &fleet.SecondStepError{Token: token, Expires: h.ExpiresAt}
 }
 
 // newSecret is 256 bits that nobody guesses.
@@ -58,53 +58,57 @@ func newSecret() string {
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// SecondStep completes a sign-in with a code of the authenticator or a recovery code. It answers a token that no browser
-// has held before. Codes are counted with the passwords of the same name: LimitError when throttled. ErrUnauthenticated
-// for every other failure; the half sign-in stays good for another try until it expires.
-func (s *Service) SecondStep(ctx context.Context, half, code string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error) {
+// SecondStep completes a sign-in with a code of the authenticator or a recovery code. It answers what SignIn does. Codes
+// are counted with the passwords of the same name, or of the same browser if that is known: LimitError when throttled.
+// ErrUnauthenticated for every other failure; the half sign-in stays good for another try until it expires.
+func (s *Service) SecondStep(ctx context.Context, half, code, device string, from fleet.Caller, userAgent string) (in fleet.SignIn, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("signing in with a code: %w", err)
+			in, err = fleet.SignIn{}, fmt.Errorf("signing in with a code: %w", err)
 		}
 	}()
-	leave, err := s.hasher.enter() // bounds how many wait for their turn
-	if err != nil {
-		return "", time.Time{}, err
-	}
-	defer leave()
 	h, acct, err := s.store.Half(ctx, digest("half", half), time.Now())
 	if err != nil {
-		return "", time.Time{}, err
+		return in, err
 	}
-	next, err := s.turns.take(ctx, acct.Name)
+	whose, err := s.asKnown(ctx, device, acct.Name)
 	if err != nil {
-		return "", time.Time{}, err
+		return in, err
+	}
+	leave, err := s.hasher.enter(whose) // bounds how many wait for their turn
+	if err != nil {
+		return in, err
+	}
+	defer leave()
+	next, err := s.turns.take(ctx, whose.Subject)
+	if err != nil {
+		return in, err
 	}
 	defer next()
-	try, err := s.attempt(ctx, acct.Name, from.Addr)
+	try, err := s.attempt(ctx, whose, from.Addr)
 	if err != nil {
-		return "", time.Time{}, err
+		return in, err
 	}
 	proof, err := s.proof(ctx, acct.ID, code)
 	if errors.Is(err, fleet.ErrUnauthenticated) {
-		return "", time.Time{}, s.signInFailed(ctx, acct.Name, from, "wrong code", try.blocked)
+		return in, s.signInFailed(ctx, acct.Name, from, "wrong code", try)
 	}
 	if err != nil {
-		return "", time.Time{}, err
+		return in, err
 	}
 	detail := "with a second factor"
 	if proof.Recovery != "" {
 		detail = "with a recovery code"
 	}
 	from.Session = h.Replaces
-	token, expires, err = s.issue(ctx, issue{
+	in, err = s.issue(ctx, issue{
 		session: fleet.NewSession{UserID: acct.ID, Epoch: h.Epoch, Half: h.Hash, Proof: proof},
-		undo:    try.keys, rec: record(signing(acct, from), "signin", detail),
+		undo:    try.keys, knows: acct.Name, shown: device, rec: record(signing(acct, from), "signin", detail),
 	}, from, userAgent)
 	if errors.Is(err, fleet.ErrUnauthenticated) { // used up, here or in another process, or the person was changed
-		return "", time.Time{}, s.signInFailed(ctx, acct.Name, from, "wrong code", try.blocked)
+		return in, s.signInFailed(ctx, acct.Name, from, "wrong code", try)
 	}
-	return token, expires, err
+	return in, err
 }
 
 // proof is what a code proves, ErrUnauthenticated if it is nothing. Whether it was used the store decides, where of two
@@ -201,17 +205,18 @@ func (s *Service) BeginFactor(ctx context.Context, by fleet.Caller, password str
 // guess lets somebody who is signed in try a password or a code: of few at a time, one at a time for their name, counted as
 // a sign-in is, until done.
 func (s *Service) guess(ctx context.Context, acct fleet.Account, by fleet.Caller) (try attempt, done func(), err error) {
-	leave, err := s.hasher.enter()
+	whose := nameKey(acct.Name)
+	leave, err := s.hasher.enter(whose)
 	if err != nil {
 		return attempt{}, nil, err
 	}
-	next, err := s.turns.take(ctx, acct.Name)
+	next, err := s.turns.take(ctx, whose.Subject)
 	if err != nil {
 		leave()
 		return attempt{}, nil, err
 	}
 	done = func() { next(); leave() }
-	if try, err = s.attempt(ctx, acct.Name, by.Addr); err != nil {
+	if try, err = s.attempt(ctx, whose, by.Addr); err != nil {
 		done()
 		return attempt{}, nil, err
 	}

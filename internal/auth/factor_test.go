@@ -137,7 +137,7 @@ func TestFactor_OneUse(t *testing.T) {
 		if in != 1 {
 			t.Errorf("%d signed in with one %s", in, what)
 		}
-		if err := h.store.TakeBack(t.Context(), attemptKeys("ada", from.Addr)); err != nil {
+		if err := h.store.TakeBack(t.Context(), attemptKeys(nameKey("ada"), from.Addr)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 const (
 	hashAtOnce = 4  // computations at a time: each takes the memory of the parameters
 	hashQueue  = 32 // that may wait for them
+	hashKept   = 8  // places beside those, for known browsers alone
 )
 
 // hasher computes password hashes, few at a time.
@@ -24,6 +25,7 @@ type hasher struct {
 	params   argon2id.Params
 	dummy    string        // matches nothing and costs what a password costs
 	places   chan struct{} // one for each that computes or waits
+	kept     chan struct{} // the same, for known browsers: whoever fills all places does not keep them out
 	slots    chan struct{} // one for each that computes
 	computed atomic.Int64
 }
@@ -36,15 +38,21 @@ func newHasher(p argon2id.Params) *hasher {
 		dummy: fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, p.Memory, p.Iterations, p.Parallelism,
 			base64.RawStdEncoding.EncodeToString(blank[:p.SaltLength]), base64.RawStdEncoding.EncodeToString(blank[p.SaltLength:])),
 		places: make(chan struct{}, hashAtOnce+hashQueue),
+		kept:   make(chan struct{}, hashKept),
 		slots:  make(chan struct{}, hashAtOnce),
 	}
 }
 
-// enter takes a place, LimitError if all are taken. Whoever got one gives it back with leave.
-func (h *hasher) enter() (leave func(), err error) {
+// enter takes a place for somebody who is counted so, LimitError if all are taken. Whoever got one gives it back with
+// leave.
+func (h *hasher) enter(whose fleet.AttemptKey) (leave func(), err error) {
+	places := h.places
+	if whose.Scope == fleet.AttemptDevice {
+		places = h.kept
+	}
 	select {
-	case h.places <- struct{}{}:
-		return func() { <-h.places }, nil
+	case places <- struct{}{}:
+		return func() { <-places }, nil
 	default:
 		return nil, &fleet.LimitError{What: "sign-ins at once", Retry: time.Second}
 	}

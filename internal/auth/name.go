@@ -68,6 +68,9 @@ func checkPassword(name, password string) error {
 		return fleet.Problem("password", "error.password_short", strconv.Itoa(passwordLeast), "must have at least %s characters")
 	case strings.EqualFold(strings.TrimSpace(password), name):
 		return fleet.Problem("password", "error.password_name", "", "must not be the name")
+	case common(password):
+		return fleet.Problem("password", "error.password_common", "",
+			"is one of those that are tried first: a common password, a row of keys, or too few different characters")
 	}
 	return nil
 }

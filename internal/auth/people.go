@@ -40,7 +40,7 @@ func (s *Service) account(ctx context.Context, name string, role fleet.Role, pas
 }
 
 func (s *Service) newHash(ctx context.Context, password string) (string, error) {
-	leave, err := s.hasher.enter()
+	leave, err := s.hasher.enter(fleet.AttemptKey{})
 	if err != nil {
 		return "", err
 	}
@@ -55,8 +55,21 @@ func newID() string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))
 }
 
-// Users lists everybody by name.
-func (s *Service) Users(ctx context.Context) ([]fleet.User, error) { return s.store.Users(ctx) }
+// Users lists everybody by name, and whose name is delayed after failures.
+func (s *Service) Users(ctx context.Context) ([]fleet.User, error) {
+	list, err := s.store.Users(ctx)
+	if err != nil {
+		return nil, err
+	}
+	delayed, err := s.store.Delayed(ctx, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	for i := range list {
+		list[i].DelayedUntil = delayed[nameKey(list[i].Name).Subject]
+	}
+	return list, nil
+}
 
 // AddUser makes a person. FieldErrors (joined, if there are several) for what is wrong, ErrConflict for a taken name.
 func (s *Service) AddUser(ctx context.Context, by fleet.Caller, name string, role fleet.Role, password string) error {

@@ -368,10 +368,12 @@ func TestCanary(t *testing.T) {
 	if err := h.Setup(t.Context(), code, "ada", password); err != nil {
 		t.Fatal(err)
 	}
-	session, _, err := h.SignIn(t.Context(), "ada", password, from, "canary-agent")
+	in, err := h.Service.SignIn(t.Context(), "ada", password, "", from, "canary-agent")
 	if err != nil {
 		t.Fatal(err)
 	}
+	session := in.Token
+	wants(t, "typo in a known browser", h.tryKnown(t, "ada", typo, in.Device, from.Addr), fleet.ErrUnauthenticated)
 	wants(t, "typo", h.try(t, "ada", typo, from.Addr), fleet.ErrUnauthenticated)
 	wants(t, "name field", h.try(t, field, "", from.Addr), fleet.ErrUnauthenticated)
 	c, err := h.BySession(t.Context(), session)
@@ -405,7 +407,8 @@ func TestCanary(t *testing.T) {
 	for i, all := range []string{sweep(), func() string { h.close(t); return sweep() }()} { // with and without the write-ahead log
 		for what, canary := range map[string]string{
 			"password": password, "wrong password": typo, "password in the name field": field, "session": session,
-			"token": bearer, "half a token": bearer[4:26], "set-up code": code, "set-up code without dashes": strings.ReplaceAll(code, "-", ""),
+			"what makes the browser known": in.Device,
+			"token":                        bearer, "half a token": bearer[4:26], "set-up code": code, "set-up code without dashes": strings.ReplaceAll(code, "-", ""),
 		} {
 			if strings.Contains(all, canary) {
 				t.Errorf("sweep %d: the %s is there", i, what)

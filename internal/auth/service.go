@@ -29,6 +29,7 @@ type Store interface {
 	factorStore
 	inviteStore
 	vouchedStore
+	deviceStore
 	CountAttempt(ctx context.Context, keys []fleet.AttemptKey, decide func([]fleet.Attempts) ([]fleet.Attempts, error)) error
 }
 

@@ -123,10 +123,11 @@ func TestSession_IsNotRevived(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range rounds {
-		token, _, err := h.issue(t.Context(), issue{session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch}}, from, "")
+		in, err := h.issue(t.Context(), issue{session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch}}, from, "")
 		if err != nil {
 			t.Fatal(err)
 		}
+		token := in.Token
 		hash := hashOf(t, h, token)
 		if i%2 == 0 {
 			gap.mu.Lock()

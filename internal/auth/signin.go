@@ -16,37 +16,46 @@ const (
 	agentMost  = 256
 )
 
-// SignIn checks name and password. It answers a token that no browser has held before and the absolute end of its
-// session. A session hash in from is a session of the same browser: it ends with the new one. LimitError when
-// throttled, before the password is looked at; ErrUnauthenticated for every other failure, with one computation and the
-// same writes whatever the cause. Where there is a second factor the answer to the right password is a
-// fleet.SecondStepError, whose token SecondStep takes.
-func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error) {
-	leave, err := s.hasher.enter()
-	if err != nil {
-		return "", time.Time{}, err
-	}
-	defer leave()
-
+// SignIn checks name and password. It answers a token that no browser has held before, the absolute end of its session,
+// and by what the browser is known at the next sign-in; device is what it showed of that, and counts if it is good. A
+// session hash in from is a session of the same browser: it ends with the new one. LimitError when throttled, before the
+// password is looked at; ErrUnauthenticated for every other failure, with one computation and the same writes whatever the
+// cause. Where there is a second factor the answer to the right password is a fleet.SecondStepError, whose token
+// SecondStep takes.
+func (s *Service) SignIn(ctx context.Context, name, password, device string, from fleet.Caller, userAgent string) (in fleet.SignIn, err error) {
+	defer func() {
+		if err != nil {
+			in, err = fleet.SignIn{}, fmt.Errorf("signing in: %w", err)
+		}
+	}()
 	typed := name
 	name, nameErr := normalName(typed)
 	counted := name
 	if nameErr != nil { // a name that cannot be is a name that is not known
 		counted = "\x00" + typed
 	}
-	next, err := s.turns.take(ctx, counted)
+	whose, err := s.asKnown(ctx, device, counted)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		return in, err
+	}
+	leave, err := s.hasher.enter(whose)
+	if err != nil {
+		return in, err
+	}
+	defer leave()
+	next, err := s.turns.take(ctx, whose.Subject)
+	if err != nil {
+		return in, err
 	}
 	defer next()
-	try, err := s.attempt(ctx, counted, from.Addr)
+	try, err := s.attempt(ctx, whose, from.Addr)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		return in, err
 	}
 	acct, err := s.store.Account(ctx, name)
 	known := nameErr == nil && err == nil
 	if err != nil && !errors.Is(err, fleet.ErrNotFound) {
-		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		return in, err
 	}
 	hash := s.hasher.dummy
 	if known && !acct.Disabled && acct.Password != "" {
@@ -58,21 +67,18 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 	}
 	match, weaker, err := s.hasher.matches(ctx, password, hash)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+		return in, err
 	}
 	pretend := nameErr != nil || known && (acct.Kind != fleet.PersonLDAP || acct.Disabled) || password == "" || long
 	if v, ok, err := s.lookUp(ctx, name, password, pretend, match); err != nil || ok {
 		if err != nil {
-			return "", time.Time{}, fmt.Errorf("signing in: %w", err)
+			return in, err
 		}
-		token, expires, err = s.admit(ctx, v, from, userAgent, try.keys)
+		in, err = s.admit(ctx, v, from, userAgent, issue{undo: try.keys, knows: counted, shown: device})
 		if errors.Is(err, fleet.ErrForbidden) { // whoever has no password here is told no more than anybody else
 			err = fleet.ErrUnauthenticated
 		}
-		if err != nil {
-			return "", time.Time{}, fmt.Errorf("signing in: %w", err)
-		}
-		return token, expires, nil
+		return in, err
 	}
 	if !match {
 		why := "wrong password"
@@ -84,23 +90,19 @@ func (s *Service) SignIn(ctx context.Context, name, password string, from fleet.
 		case acct.Password == "":
 			why = "no password"
 		}
-		return "", time.Time{}, s.signInFailed(ctx, acct.Name, from, why, try.blocked)
+		return in, s.signInFailed(ctx, acct.Name, from, why, try)
 	}
 	s.settled.Store(true)
 	if weaker {
 		s.rehash(ctx, acct, password)
 	}
 	if !acct.SecondFactor.IsZero() {
-		return "", time.Time{}, s.half(ctx, acct, from, try)
+		return in, s.half(ctx, acct, from, try)
 	}
-	token, expires, err = s.issue(ctx, issue{
+	return s.issue(ctx, issue{
 		session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch},
-		undo:    try.keys, rec: record(signing(acct, from), "signin", ""),
+		undo:    try.keys, knows: counted, shown: device, rec: record(signing(acct, from), "signin", ""),
 	}, from, userAgent)
-	if err != nil {
-		return "", time.Time{}, fmt.Errorf("signing in: %w", err)
-	}
-	return token, expires, nil
 }
 
 // lookUp asks the directory, if there is one, whose name and password these are. For a local person it only pretends to:
@@ -127,19 +129,21 @@ func (s *Service) lookUp(ctx context.Context, name, password string, pretend, ma
 // attempt is one that has been counted.
 type attempt struct {
 	keys          []fleet.AttemptKey
-	before, after fleet.Attempts // of the name
-	blocked       bool           // the next one has to wait
+	before, after fleet.Attempts     // of the name, or of the known browser
+	blocked       fleet.AttemptScope // whose next one has to wait; "" for nobody's
 }
 
-// attempt counts one on a name, as failed until it turns out well; LimitError when throttled.
-func (s *Service) attempt(ctx context.Context, counted, addr string) (attempt, error) {
-	a := attempt{keys: attemptKeys(counted, addr)}
+// attempt counts one on a name or a known browser, as failed until it turns out well; LimitError when throttled.
+func (s *Service) attempt(ctx context.Context, whose fleet.AttemptKey, addr string) (attempt, error) {
+	a := attempt{keys: attemptKeys(whose, addr)}
 	err := s.store.CountAttempt(ctx, a.keys, func(have []fleet.Attempts) ([]fleet.Attempts, error) {
-		now, name := time.Now(), len(a.keys)-1
+		now, last := time.Now(), len(a.keys)-1
 		next, err := count(a.keys, have, now)
 		if err == nil {
-			a.before, a.after = have[name], next[name]
-			a.blocked = a.after.Blocked.After(now)
+			a.before, a.after, a.blocked = have[last], next[last], ""
+			if a.after.Blocked.After(now) {
+				a.blocked = whose.Scope
+			}
 		}
 		return next, err
 	})
@@ -152,41 +156,49 @@ func signing(acct fleet.Account, from fleet.Caller) fleet.Caller {
 }
 
 // signInFailed records the failure. A name that nobody has is not written down.
-func (s *Service) signInFailed(ctx context.Context, name string, from fleet.Caller, why string, blocked bool) error {
-	if blocked {
-		why += "; further attempts on this name are delayed"
+func (s *Service) signInFailed(ctx context.Context, name string, from fleet.Caller, why string, try attempt) error {
+	if try.blocked != "" {
+		of := "on this name"
+		if try.blocked == fleet.AttemptDevice {
+			of = "in this browser, which is known,"
+		}
+		why += "; further attempts " + of + " are delayed"
 	}
 	e := record(fleet.Caller{Name: name, Via: "session", Addr: from.Addr}, "signin", why)
 	e.Outcome = "failed"
 	// Whoever hangs up quickly must not get out of the record.
 	if _, err := s.audit.Append(context.WithoutCancel(ctx), e); err != nil {
-		return fmt.Errorf("signing in: %w", err)
+		return err
 	}
-	return fmt.Errorf("signing in: %w", fleet.ErrUnauthenticated)
+	return fleet.ErrUnauthenticated
 }
 
 // issue makes a session through the manager. Of is whose it is and what it uses up.
-func (s *Service) issue(ctx context.Context, of issue, from fleet.Caller, userAgent string) (string, time.Time, error) {
+func (s *Service) issue(ctx context.Context, of issue, from fleet.Caller, userAgent string) (in fleet.SignIn, err error) {
 	now := time.Now()
+	if of.knows != "" {
+		in.Device, of.session.Device = knowing(of.knows, of.shown, now)
+		in.DeviceUntil = of.session.Device.ExpiresAt
+	}
 	of.session.Session = fleet.Session{Addr: from.Addr, UserAgent: clip(userAgent, agentMost), CreatedAt: now, SeenAt: now}
 	of.session.Replaces = from.Session
 	c := &call{issue: &of}
-	ctx, err := s.sessions.Load(withCall(ctx, c), "")
+	ctx, err = s.sessions.Load(withCall(ctx, c), "")
 	if err != nil {
-		return "", time.Time{}, err
+		return fleet.SignIn{}, err
 	}
 	if err := s.sessions.RenewToken(ctx); err != nil {
-		return "", time.Time{}, err
+		return fleet.SignIn{}, err
 	}
 	c.issue.session.ExpiresAt = s.sessions.Deadline(ctx)
-	token, _, err := s.sessions.Commit(ctx)
-	if err != nil {
-		return "", time.Time{}, err
+	if in.Token, _, err = s.sessions.Commit(ctx); err != nil {
+		return fleet.SignIn{}, err
 	}
 	if from.Session != "" {
 		s.announce(End{Session: from.Session, UserID: from.UserID, Reason: ReasonLogout})
 	}
-	return token, c.issue.session.ExpiresAt, nil
+	in.Expires = c.issue.session.ExpiresAt
+	return in, nil
 }
 
 // rehash brings the hash to the parameters of today. The sign-in has succeeded whether or not this does.

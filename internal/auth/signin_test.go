@@ -92,18 +92,18 @@ func TestHasher_Bounds(t *testing.T) {
 	h := newHasher(cheap)
 	var leaves []func()
 	for range hashAtOnce + hashQueue {
-		leave, err := h.enter()
+		leave, err := h.enter(fleet.AttemptKey{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		leaves = append(leaves, leave)
 	}
-	_, err := h.enter()
+	_, err := h.enter(fleet.AttemptKey{})
 	if e, ok := errors.AsType[*fleet.LimitError](err); !ok || e.Retry <= 0 {
 		t.Errorf("beyond the queue: %v", err)
 	}
 	leaves[0]()
-	if _, err := h.enter(); err != nil {
+	if _, err := h.enter(fleet.AttemptKey{}); err != nil {
 		t.Errorf("a place was given back: %v", err)
 	}
 	for range hashAtOnce {
@@ -283,7 +283,7 @@ func TestSignIn_LimitsAnAddress(t *testing.T) {
 
 func TestCount_Everybody(t *testing.T) {
 	t.Parallel()
-	keys := attemptKeys("ada", "192.0.2.1")
+	keys := attemptKeys(nameKey("ada"), "192.0.2.1")
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	have := []fleet.Attempts{{Count: allMost - 1, Since: now}, {}, {}}
 	next, err := count(keys, have, now.Add(time.Second))
@@ -420,7 +420,7 @@ func TestSignIn_FailureIsRecordedAfterHangUp(t *testing.T) {
 	h := build(t, nil)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	wants(t, "hung up", h.signInFailed(gone, "ada", from, "wrong password", true), fleet.ErrUnauthenticated)
+	wants(t, "hung up", h.signInFailed(gone, "ada", from, "wrong password", attempt{blocked: fleet.AttemptName}), fleet.ErrUnauthenticated)
 	got, err := h.log.Entries(t.Context(), fleet.AuditFilter{Action: "signin"})
 	if err != nil || len(got) != 1 || got[0].Actor != "ada" || got[0].Outcome != "failed" || got[0].Addr != from.Addr {
 		t.Errorf("%+v, %v", got, err)
@@ -442,13 +442,13 @@ func BenchmarkBySession(b *testing.B) {
 	if err := svc.AddUser(b.Context(), host, "ada", fleet.RoleAdmin, secret); err != nil {
 		b.Fatal(err)
 	}
-	token, _, err := svc.SignIn(b.Context(), "ada", secret, from, "")
+	in, err := svc.SignIn(b.Context(), "ada", secret, "", from, "")
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := svc.BySession(b.Context(), token); err != nil {
+		if _, err := svc.BySession(b.Context(), in.Token); err != nil {
 			b.Fatal(err)
 		}
 	}

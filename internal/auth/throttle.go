@@ -11,9 +11,9 @@ import (
 // The limits of failed sign-ins. An attempt counts as failed until it turns out well, so that any number of attempts at
 // once get no further than the same number one after the other.
 const (
-	nameFree   = 5 // failures of one name within nameWindow that cost nothing
+	nameFree   = 5 // failures of one name, or of one known browser, within nameWindow that cost nothing
 	nameWindow = 5 * time.Minute
-	delayMost  = 15 * time.Minute // the delay of a name doubles from a second to this; it is never for ever
+	delayMost  = 15 * time.Minute // the delay doubles from a second to this; it is never for ever
 
 	addrMost   = 20 // failures of one address, or of one /64, within addrWindow
 	addrWindow = time.Minute
@@ -25,13 +25,17 @@ const (
 	quiet = time.Hour
 )
 
-// attemptKeys are the counters of one attempt. The name is hashed, because what people type there is not always a name.
-// The order is the same for everybody, so that two attempts never wait for each other's rows.
-func attemptKeys(name, addr string) []fleet.AttemptKey {
+// attemptKeys are the counters of one attempt; whose is that of a name or of a known browser. The order is the same for
+// everybody, so that two attempts never wait for each other's rows.
+func attemptKeys(whose fleet.AttemptKey, addr string) []fleet.AttemptKey {
+	return append(addrKeys(addr), whose)
+}
+
+// addrKeys are the counters of an attempt of nobody in particular.
+func addrKeys(addr string) []fleet.AttemptKey {
 	return []fleet.AttemptKey{
 		{Scope: fleet.AttemptAll, Subject: "all"},
 		{Scope: fleet.AttemptAddr, Subject: addrSubject(addr)},
-		{Scope: fleet.AttemptName, Subject: digest("name", name)},
 	}
 }
 
@@ -55,15 +59,19 @@ func addrSubject(addr string) string {
 // count says what the counters become with one more attempt at now, or refuses it with a LimitError.
 func count(keys []fleet.AttemptKey, have []fleet.Attempts, now time.Time) ([]fleet.Attempts, error) {
 	next := make([]fleet.Attempts, len(have))
+	addr, all := addrMost, allMost
+	if keys[len(keys)-1].Scope == fleet.AttemptDevice { // counted, and not refused: see asKnown
+		addr, all = math.MaxInt, math.MaxInt
+	}
 	for i, a := range have {
 		var err error
 		switch keys[i].Scope {
-		case fleet.AttemptName:
-			next[i], err = countName(a, now)
+		case fleet.AttemptName, fleet.AttemptDevice:
+			next[i], err = countDelayed(a, now)
 		case fleet.AttemptAddr:
-			next[i], err = countWindow(a, now, addrMost, addrWindow)
+			next[i], err = countWindow(a, now, addr, addrWindow)
 		case fleet.AttemptAll:
-			next[i], err = countWindow(a, now, allMost, allWindow)
+			next[i], err = countWindow(a, now, all, allWindow)
 		}
 		if err != nil {
 			return nil, err
@@ -72,7 +80,7 @@ func count(keys []fleet.AttemptKey, have []fleet.Attempts, now time.Time) ([]fle
 	return next, nil
 }
 
-func countName(a fleet.Attempts, now time.Time) (fleet.Attempts, error) {
+func countDelayed(a fleet.Attempts, now time.Time) (fleet.Attempts, error) {
 	if wait := a.Blocked.Sub(now); wait > 0 {
 		return a, tooMany(wait)
 	}

@@ -61,12 +61,12 @@ func (s *Service) FinishOIDC(ctx context.Context, redirect, kept string, answer 
 	if s.provider == nil {
 		return "", time.Time{}, fleet.ErrNotFound
 	}
-	leave, err := s.hasher.enter() // bounds how many wait for the provider
+	leave, err := s.hasher.enter(fleet.AttemptKey{}) // bounds how many wait for the provider
 	if err != nil {
 		return "", time.Time{}, err
 	}
 	defer leave()
-	keys := attemptKeys("", from.Addr)[:2] // there is no name yet: everybody and the address
+	keys := addrKeys(from.Addr) // there is no name yet
 	if err := s.store.CountAttempt(ctx, keys, func(have []fleet.Attempts) ([]fleet.Attempts, error) {
 		return count(keys, have, time.Now())
 	}); err != nil {
@@ -77,12 +77,13 @@ func (s *Service) FinishOIDC(ctx context.Context, redirect, kept string, answer 
 		s.logger.WarnContext(ctx, "no sign-in with the identity provider", "err", err)
 	}
 	if errors.Is(err, fleet.ErrUnauthenticated) {
-		return "", time.Time{}, s.signInFailed(ctx, "", from, "what the identity provider answered proves nothing", false)
+		return "", time.Time{}, s.signInFailed(ctx, "", from, "what the identity provider answered proves nothing", attempt{})
 	}
 	if err != nil {
 		return "", time.Time{}, err
 	}
-	return s.admit(ctx, v, from, userAgent, keys)
+	in, err := s.admit(ctx, v, from, userAgent, issue{undo: keys})
+	return in.Token, in.Expires, err
 }
 
 // HeaderSignIn is how a trusted proxy vouches for people.
@@ -107,13 +108,14 @@ func (s *Service) SignInByHeader(ctx context.Context, name string, groups []stri
 	if id.Subject, err = normalName(name); err != nil {
 		return "", time.Time{}, s.unvouched(ctx, "", id, from, "the name cannot be had here")
 	}
-	return s.admit(ctx, s.header.Roles.Vouch(id, id.Subject, groups), from, userAgent, nil)
+	in, err := s.admit(ctx, s.header.Roles.Vouch(id, id.Subject, groups), from, userAgent, issue{})
+	return in.Token, in.Expires, err
 }
 
 // unvouched refuses somebody who is vouched for. There is no password to be guessed here, and the person has to know
 // whom to ask: it is ErrForbidden.
 func (s *Service) unvouched(ctx context.Context, name string, id fleet.Identity, from fleet.Caller, why string) error {
-	err := s.signInFailed(ctx, name, from, means(id)+": "+why, false)
+	err := s.signInFailed(ctx, name, from, means(id)+": "+why, attempt{})
 	if errors.Is(err, fleet.ErrUnauthenticated) {
 		err = fleet.ErrForbidden
 	}
@@ -129,11 +131,12 @@ func means(id fleet.Identity) string {
 }
 
 // admit makes a session for somebody that is vouched for. What they may do follows from what they are now: a person
-// whose groups no longer map to a role anywhere loses sessions and tokens. What was given here stays beside it.
-func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller, userAgent string, undo []fleet.AttemptKey) (string, time.Time, error) {
+// whose groups no longer map to a role anywhere loses sessions and tokens. What was given here stays beside it. Of
+// is what the sign-in uses up and leaves.
+func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller, userAgent string, of issue) (fleet.SignIn, error) {
 	const nothing = "none of the groups maps to a role"
-	refuse := func(name, why string) (string, time.Time, error) {
-		return "", time.Time{}, s.unvouched(ctx, name, v.Identity, from, why)
+	refuse := func(name, why string) (fleet.SignIn, error) {
+		return fleet.SignIn{}, s.unvouched(ctx, name, v.Identity, from, why)
 	}
 	none := v.Role == "" && len(v.Grants) == 0
 	v.Role, v.Grants, v.Groups = cmp.Or(v.Role, fleet.RoleNone), grantsOf(v.Grants), groupsOf(v.Groups)
@@ -149,12 +152,12 @@ func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller,
 	}
 	switch {
 	case err != nil:
-		return "", time.Time{}, err
+		return fleet.SignIn{}, err
 	case acct.Disabled:
 		return refuse(acct.Name, "disabled")
 	case none:
 		if err := s.regroup(ctx, acct, fleet.UserChange{Revoke: true}, from); err != nil {
-			return "", time.Time{}, err
+			return fleet.SignIn{}, err
 		}
 		return refuse(acct.Name, nothing)
 	}
@@ -164,16 +167,15 @@ func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller,
 			return slices.Concat(own, v.Grants), nil
 		}}
 		if err := s.regroup(ctx, acct, ch, from); err != nil {
-			return "", time.Time{}, err
+			return fleet.SignIn{}, err
 		}
 		if acct, err = s.store.AccountOf(ctx, v.Identity); err != nil {
-			return "", time.Time{}, err
+			return fleet.SignIn{}, err
 		}
 	}
-	return s.issue(ctx, issue{
-		session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch},
-		undo:    undo, rec: record(signing(acct, from), "signin", means(v.Identity)),
-	}, from, userAgent)
+	of.session = fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch}
+	of.rec = record(signing(acct, from), "signin", means(v.Identity))
+	return s.issue(ctx, of, from, userAgent)
 }
 
 // cmpGrants tells whether two lists of grants are the same.

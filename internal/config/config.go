@@ -31,6 +31,7 @@ const (
 	CommandUserEnable  Command = "user enable"
 	CommandUserGrant   Command = "user grant"
 	CommandUserRevoke  Command = "user revoke"
+	CommandUserUnblock Command = "user unblock"
 	CommandResetTOTP   Command = "user reset-totp"
 	CommandSetPassword Command = "user set-password"
 	CommandAuditVerify Command = "audit verify"

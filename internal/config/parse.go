@@ -310,6 +310,7 @@ type cli struct {
 			userNameCmd
 			Scope string `required:"" placeholder:"SCOPE" help:"Of the grant, as it was given."`
 		} `cmd:"" help:"Take a grant from a person; ends sessions and streams."`
+		Unblock     userNameCmd `cmd:"" help:"Let a person try again whose sign-ins are delayed after failures."`
 		ResetTotp   userNameCmd `cmd:"" name:"reset-totp" help:"Take away a person's second factor; ends sessions and tokens."`
 		SetPassword struct {
 			userNameCmd
@@ -476,6 +477,8 @@ func (c *cli) config(cmd Command, env map[string]string) (Config, error) {
 		cfg.User = User{Database: s.config(p), Name: s.Name, PasswordFile: s.PasswordFile}
 	case CommandUserDisable:
 		cfg.User = User{Database: c.User.Disable.config(p), Name: c.User.Disable.Name}
+	case CommandUserUnblock:
+		cfg.User = User{Database: c.User.Unblock.config(p), Name: c.User.Unblock.Name}
 	case CommandResetTOTP:
 		cfg.User = User{Database: c.User.ResetTotp.config(p), Name: c.User.ResetTotp.Name}
 	case CommandUserEnable:

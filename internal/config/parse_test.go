@@ -53,6 +53,7 @@ func TestParse_Commands(t *testing.T) {
 		},
 		{[]string{"user", "list"}, Config{Command: CommandUserList, User: User{Database: Database{Dir: "./data"}}}},
 		{[]string{"user", "disable", "ada"}, Config{Command: CommandUserDisable, User: User{Database: Database{Dir: "./data"}, Name: "ada"}}},
+		{[]string{"user", "unblock", "ada"}, Config{Command: CommandUserUnblock, User: User{Database: Database{Dir: "./data"}, Name: "ada"}}},
 		{[]string{"user", "enable", "ada"}, Config{Command: CommandUserEnable, User: User{Database: Database{Dir: "./data"}, Name: "ada"}}},
 		{
 			[]string{"user", "set-password", "ada", "--password-file=p"},
@@ -141,7 +142,7 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 	also["ldap-group-filter"] = append(also["ldap-group-filter"], "KNM_LDAP_GROUP_BASE=ou=g")
 	base := map[string][]string{
 		"serve": {"serve"}, "add": {"user", "add", "x"}, "list": {"user", "list"}, "disable": {"user", "disable", "x"},
-		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "reset-totp": {"user", "reset-totp", "x"}, "grant": {"user", "grant", "x"}, "revoke": {"user", "revoke", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"key", "rotate"},
+		"enable": {"user", "enable", "x"}, "set-password": {"user", "set-password", "x"}, "reset-totp": {"user", "reset-totp", "x"}, "grant": {"user", "grant", "x"}, "revoke": {"user", "revoke", "x"}, "unblock": {"user", "unblock", "x"}, "verify": {"audit", "verify"}, "watch": {"watch"}, "rotate": {"key", "rotate"},
 	}
 	parser, err := kong.New(&cli{})
 	if err != nil {

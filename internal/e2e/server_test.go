@@ -352,7 +352,7 @@ func (c *client) login(name, password string) {
 		c.t.Fatalf("signing in: %s, %d cookies", resp.Status, len(resp.Cookies()))
 	}
 	for _, k := range resp.Cookies() {
-		if strings.Contains(k.Name, "knm") && k.HttpOnly {
+		if strings.TrimPrefix(k.Name, "__Host-") == "knm" && k.HttpOnly {
 			c.cookie = k
 		}
 	}

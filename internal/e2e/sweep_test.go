@@ -215,6 +215,7 @@ func (s *dragnet) signIn(name, password string) (cookie string) {
 	s.t.Helper()
 	a := s.must(http.StatusSeeOther, "", "POST", "/login", url.Values{"username": {name}, "password": {password}})
 	s.keep("the session of "+name, a.cookie(""), a.where)
+	s.keep("by what the browser of "+name+" is known", a.cookie("_device"), a.where)
 	return "knm=" + a.cookie("")
 }
 
@@ -400,6 +401,8 @@ func TestSweep_SecretsAreNowhere(t *testing.T) {
 	w.must(http.StatusUnauthorized, half, "POST", "/login/code", url.Values{"code": {w.canary("a wrong recovery code")}})
 	a = w.must(http.StatusSeeOther, half, "POST", "/login/code", url.Values{"code": {codes.Recovery[0]}})
 	w.keep("the session of both halves", a.cookie(""), a.where)
+	known := "knm_device=" + w.keep("by what the browser is known after both", a.cookie("_device"), a.where)
+	w.must(http.StatusServiceUnavailable, known, "POST", "/login", url.Values{"username": {"ines"}, "password": {w.canary("a wrong password in a known browser")}})
 
 	// Through the provider, there and back.
 	idp.QueueUser(&mockoidc.MockUser{Subject: "sub-1", PreferredUsername: "otto", Groups: []string{"sre"}})

@@ -46,6 +46,24 @@ type NewSession struct {
 	Replaces string // hash of a session of the same browser that ends with this one; "" for none
 	Half     string // hash of the half sign-in that this one completes; needed where there is a second factor
 	Proof    Proof  // used up by it
+	Device   NewDevice
+}
+
+// NewDevice is a browser that is to be known from now on as one in which the person has signed in.
+type NewDevice struct {
+	Hash      string // of its secret; "" for none
+	Name      string // subject of the counter which the browser's own counts instead of
+	Replaces  string // hash of what the browser had until now; "" for none
+	ExpiresAt time.Time
+	Most      int // so many of one person; the oldest go
+}
+
+// SignIn is what a browser gets for a sign-in that is complete.
+type SignIn struct {
+	Token       string // of the session
+	Expires     time.Time
+	Device      string // by which the browser is known at the next sign-in; "" for none
+	DeviceUntil time.Time
 }
 
 // CredentialKey tells one good credential from another and says whose it is.
@@ -55,7 +73,7 @@ type CredentialKey struct {
 	Epoch  int64 // of the person now
 }
 
-// Attempts counts failed sign-ins of one name, one address or everybody.
+// Attempts counts failed sign-ins of one name, one known browser, one address or everybody.
 type Attempts struct {
 	Count   int
 	Since   time.Time // when counting began
@@ -67,9 +85,10 @@ type AttemptScope string
 
 // The scopes.
 const (
-	AttemptName AttemptScope = "name"
-	AttemptAddr AttemptScope = "addr"
-	AttemptAll  AttemptScope = "all"
+	AttemptName   AttemptScope = "name"
+	AttemptDevice AttemptScope = "device" // instead of the name, where the browser is known
+	AttemptAddr   AttemptScope = "addr"
+	AttemptAll    AttemptScope = "all"
 )
 
 // AttemptKey names what is counted.
@@ -77,3 +96,6 @@ type AttemptKey struct {
 	Scope   AttemptScope
 	Subject string // never a name as typed: people type passwords into the wrong field
 }
+
+// Delays tells whether the counter makes who is counted wait, longer each time, and starts afresh when they succeed.
+func (k AttemptKey) Delays() bool { return k.Scope == AttemptName || k.Scope == AttemptDevice }

@@ -18,6 +18,7 @@ type User struct {
 	Issuer       string    // who vouches for a person that is not local
 	SecondFactor time.Time // since when one is asked for; zero for none
 	InvitedUntil time.Time // until when the person may set a password with an invitation; zero for none
+	DelayedUntil time.Time // until when sign-ins by this name have to wait, in browsers that do not know it; zero for not
 }
 
 // Session is one signed-in browser, as its owner sees it.

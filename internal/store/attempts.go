@@ -67,11 +67,11 @@ func (s *Store) CountAttempt(ctx context.Context, keys []fleet.AttemptKey, decid
 	})
 }
 
-// takeBack uncounts one attempt that turned out well: a name starts afresh, the others lose the one.
+// takeBack uncounts one attempt that turned out well: what delays starts afresh, the others lose the one.
 func (t *Tx) takeBack(keys []fleet.AttemptKey) error {
 	for _, k := range keys {
 		query := `UPDATE signin_failures SET failures = failures - 1 WHERE scope = ? AND subject = ? AND failures > 0`
-		if k.Scope == fleet.AttemptName {
+		if k.Delays() {
 			query = `DELETE FROM signin_failures WHERE scope = ? AND subject = ?`
 		}
 		if _, err := t.Exec(query, k.Scope, k.Subject); err != nil {

@@ -108,13 +108,13 @@ func (t *Tx) dropFactor(userID string) error {
 }
 
 // AddHalf records a password that was right. What its attempt had counted is taken back and no more than that: the
-// counter of the name starts afresh only when the second step has turned out well too, or else whoever knows the
-// password could try as many codes as they like. The name's delay becomes again what it was before, if it is still the
+// counter of the name, or of the browser, starts afresh only when the second step has turned out well too, or else whoever
+// knows the password could try as many codes as they like. Its delay becomes again what it was before, if it is still the
 // one of this attempt.
 func (s *Store) AddHalf(ctx context.Context, h fleet.HalfSignIn, keys []fleet.AttemptKey, before, after fleet.Attempts) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		for _, k := range keys {
-			if k.Scope == fleet.AttemptName {
+			if k.Delays() {
 				if _, err := tx.Exec(`UPDATE signin_failures SET blocked_until = ? WHERE scope = ? AND subject = ? AND blocked_until = ?`,
 					micros(before.Blocked), k.Scope, k.Subject, micros(after.Blocked)); err != nil {
 					return err

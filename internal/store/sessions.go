@@ -38,8 +38,8 @@ const (
 	goodToken   = `t.revoked_at = 0 AND u.disabled_at = 0 AND t.expires_at > ?` //nolint:gosec // a condition, not a secret
 )
 
-// AddSession records a sign-in: the session, the time of it at the person, the entry; and it takes back what the
-// attempts under undo had counted. It answers ErrUnauthenticated if the person was disabled or changed since the
+// AddSession records a sign-in: the session, the time of it at the person, the browser if it is to be known, the entry; and
+// it takes back what the attempts under undo had counted. It answers ErrUnauthenticated if the person was disabled or changed since the
 // password was checked, so that no sign-in overtakes a revocation; and if there is a second factor and no half sign-in
 // with a proof that is good and was never used.
 func (s *Store) AddSession(ctx context.Context, n fleet.NewSession, undo []fleet.AttemptKey, rec fleet.Entry) error {
@@ -65,6 +65,9 @@ func (s *Store) AddSession(ctx context.Context, n fleet.NewSession, undo []fleet
 			idle_at, expires_at, revoked_at, revoked_for) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')`,
 			n.Hash, n.UserID, n.Epoch, n.Data, storable(n.Addr), storable(n.UserAgent), micros(n.CreatedAt), micros(n.SeenAt),
 			micros(n.IdleAt), micros(n.ExpiresAt)); err != nil {
+			return err
+		}
+		if err := tx.addDevice(n); err != nil {
 			return err
 		}
 		if err := tx.takeBack(undo); err != nil {
@@ -292,13 +295,17 @@ func (s *Store) WhyEnded(ctx context.Context, hash string) (string, error) {
 }
 
 // DropExpired deletes what no longer matters to anybody: sessions and tokens past their absolute deadline, revoked or
-// not, set-up codes, invitations and half sign-ins past theirs, and counters that stopped counting before quiet.
+// not, set-up codes, invitations and half sign-ins past theirs, browsers that are known no longer, and counters that
+// stopped counting before quiet.
 func (s *Store) DropExpired(ctx context.Context, now, quiet time.Time) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		for _, table := range []string{"sessions", "tokens", "setup_code", "half_sign_ins", "invitations"} {
 			if _, err := tx.Exec(`DELETE FROM `+table+` WHERE expires_at <= ?`, micros(now)); err != nil {
 				return err
 			}
+		}
+		if err := tx.dropDevices(now); err != nil {
+			return err
 		}
 		_, err := tx.Exec(`DELETE FROM signin_failures WHERE since <= ? AND blocked_until <= ?`, micros(quiet), micros(quiet))
 		return err

@@ -46,6 +46,9 @@ func RunPeople(t *testing.T, open Open) {
 		"GrantsAndGroups":      grantsAndGroups,
 		"GrantsRace":           grantsRace,
 		"TokenLimits":          tokenLimits,
+		"Devices":              devices,
+		"DevicesAreSwept":      devicesAreSwept,
+		"ClearAttempts":        clearing,
 	})
 }
 
@@ -677,9 +680,10 @@ func noChangeUnrecorded(t *testing.T, one, two *store.Store) {
 		return err
 	}))
 	for name, err := range map[string]error{
-		"AddUser":    one.AddUser(ctx, person("eve", fleet.RoleViewer), event),
-		"AddSession": one.AddSession(ctx, session("ada", "s2"), nil, event),
-		"AddToken":   one.AddToken(ctx, "t2", token("t2"), "id-ada", "", 9, event),
+		"AddUser":       one.AddUser(ctx, person("eve", fleet.RoleViewer), event),
+		"AddSession":    one.AddSession(ctx, session("ada", "s2"), nil, event),
+		"ClearAttempts": one.ClearAttempts(ctx, "id-ada", "name-ada", event),
+		"AddToken":      one.AddToken(ctx, "t2", token("t2"), "id-ada", "", 9, event),
 	} {
 		is(t, name, err, fleet.ErrConflict)
 	}
