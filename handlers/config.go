@@ -38,6 +38,9 @@ type Config struct {
 	Manifest  string // of the service account that a cluster is given for us, YAML
 	// Header may be nil: then no header says who somebody is, and such headers mean nothing.
 	Header *TrustedHeader
+	// FreshSignIn is how old a sign-in may be where a plan needs a fresh one, for pages to say so before it is refused; 0:
+	// it is never asked for.
+	FreshSignIn time.Duration
 }
 
 // Nodes answers from the cache. Nothing here but Pods touches an API server. *realtime.Manager implements it.
@@ -94,7 +97,7 @@ type Streams interface {
 // Batches makes and steers batches. *batch.Engine implements it.
 type Batches interface {
 	// Submit authorises every node, freezes the list and records the batch. The same idempotency key of the same
-	// person answers with the batch it made before. FieldError, ErrForbidden, BusyError.
+	// person answers with the batch it made before. FieldError, ErrForbidden, BusyError, StaleSignInError.
 	Submit(ctx context.Context, by fleet.Caller, spec fleet.BatchSpec) (fleet.Batch, error)
 	// Batch and all that follows is ErrNotFound for a batch that is about a cluster which the person does not see. What
 	// is answered names no other such batch.
@@ -143,9 +146,10 @@ type Auth interface {
 	// SecondStep completes a sign-in that SignIn answered with a fleet.SecondStepError.
 	SecondStep(ctx context.Context, half, code, device string, from fleet.Caller, userAgent string) (fleet.SignIn, error)
 	// OIDC tells whether there is an identity provider. BeginOIDC answers where the browser has to go and what it has to
-	// keep; FinishOIDC signs in who comes back. ErrForbidden for who is known there and may not use this.
+	// keep; FinishOIDC signs in who comes back. ErrForbidden for who is known there and may not use this. With anew the
+	// provider is to have the person prove who they are; a StaleSignInError if it did not.
 	OIDC() bool
-	BeginOIDC(ctx context.Context, redirect string) (target, kept string, until time.Time, err error)
+	BeginOIDC(ctx context.Context, redirect string, anew bool) (target, kept string, until time.Time, err error)
 	FinishOIDC(ctx context.Context, redirect, kept string, answer url.Values, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)
 	// SignInByHeader signs in whom a trusted proxy names. ErrForbidden for who may not use this.
 	SignInByHeader(ctx context.Context, name string, groups []string, from fleet.Caller, userAgent string) (token string, expires time.Time, err error)

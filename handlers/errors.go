@@ -90,6 +90,10 @@ func answerFor(err error, lang string) answer {
 	if e, ok := errors.AsType[*fleet.DeniedError](err); ok {
 		a.message = views.Message(lang, "error.denied", map[string]string{"Part": e.Cluster, "Permission": string(e.Permission)}, e.Error())
 	}
+	if e, ok := errors.AsType[*fleet.StaleSignInError](err); ok {
+		a.name, a.title = "sign_in_again", "Sign in again before this."
+		a.message = views.SignInAgain(lang, e)
+	}
 	if e, ok := errors.AsType[*fleet.LimitError](err); ok {
 		a.retry = e.Retry
 		a.message = views.Message(lang, "error.limit", map[string]string{"Part": e.What, "Retry": e.Retry.Round(time.Second).String()}, e.Error())

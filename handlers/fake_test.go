@@ -54,15 +54,17 @@ type world struct {
 	denied  []string
 	exports []string // of the record
 	signIn  error
-	calls   []string // what People and Auth were asked to do
-	people  error    // answer of every call of People, if not nil
-	setup   bool
-	oidc    bool
-	factor  fleet.FactorState
-	entries []fleet.Entry
-	ready   error
-	ended   map[string]bool // whose sessions and tokens are over
-	off     bool            // no key to seal credentials with
+
+	signedIn time.Time // of every person
+	calls    []string  // what People and Auth were asked to do
+	people   error     // answer of every call of People, if not nil
+	setup    bool
+	oidc     bool
+	factor   fleet.FactorState
+	entries  []fleet.Entry
+	ready    error
+	ended    map[string]bool // whose sessions and tokens are over
+	off      bool            // no key to seal credentials with
 
 	clustersOf map[string][]string // what batches are about, if not prod
 	callers    map[string]fleet.Caller
@@ -474,8 +476,8 @@ func (f authority) AcceptInvitation(_ context.Context, code, _ string) error {
 
 func (f authority) OIDC() bool { return f.wd.oidc }
 
-func (f authority) BeginOIDC(_ context.Context, redirect string) (string, string, time.Time, error) {
-	f.wd.note("BeginOIDC %s", redirect)
+func (f authority) BeginOIDC(_ context.Context, redirect string, anew bool) (string, string, time.Time, error) {
+	f.wd.note("BeginOIDC %s%s", redirect, map[bool]string{true: " anew"}[anew])
 	return "https://idp.test/auth?state=s", "kept", time.Now().Add(10 * time.Minute), f.wd.signIn
 }
 
@@ -508,7 +510,7 @@ func (f authority) caller(token, via string) (fleet.Caller, error) {
 	if err != nil || f.wd.ended[token] {
 		return fleet.Caller{}, fleet.ErrUnauthenticated
 	}
-	return fleet.Caller{UserID: "u-" + token, Name: token, Role: role, Session: "hash-" + token, Via: via}, nil
+	return fleet.Caller{UserID: "u-" + token, Name: token, Role: role, Session: "hash-" + token, Via: via, SignedIn: f.wd.signedIn}, nil
 }
 
 func (f authority) BySession(_ context.Context, token string) (fleet.Caller, error) {

@@ -54,6 +54,7 @@ var rules = map[string]rule{
 	"GET /nodes":                         {nobody, "self"},
 	"GET /clusters":                      {nobody, "self"},
 	"GET /account":                       {nobody, "self"},
+	"GET /login/done":                    {nobody, "self"},
 	"GET /api/v1/tokens":                 {nobody, "self"},
 	"POST /api/v1/tokens":                {nobody, "self"},
 	"DELETE /api/v1/tokens/{id}":         {nobody, "self"},

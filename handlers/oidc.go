@@ -15,13 +15,14 @@ const oidcCallback = "/login/oidc/callback"
 // beginOIDC sends a browser to the identity provider. What it has to bring back stays in a cookie of its own: whoever
 // comes back without it, sent by somebody else, is not signed in.
 func (s *server) beginOIDC(w http.ResponseWriter, r *http.Request) error {
-	next := s.next(r.URL.Query().Get("next"))
-	target, kept, until, err := s.cfg.Auth.BeginOIDC(r.Context(), s.ownOrigin(r)+oidcCallback)
+	anew := again(r.URL.Query().Get("again"))
+	next := s.afterwards(r.URL.Query().Get("next"), anew)
+	target, kept, until, err := s.cfg.Auth.BeginOIDC(r.Context(), s.ownOrigin(r)+oidcCallback, anew)
 	if err != nil {
 		return notFound(err, say(fleet.ErrNotFound, "error.oidc_off", "there is no identity provider"))
 	}
 	s.setSecret(w, oidcCookie, kept+"."+base64.RawURLEncoding.EncodeToString([]byte(next)), until)
-	http.Redirect(w, r, target, http.StatusSeeOther)
+	http.Redirect(w, r, target, http.StatusSeeOther) //nolint:gosec // G710: the provider's own address
 	return nil
 }
 
@@ -42,7 +43,11 @@ func (s *server) finishOIDC(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	token, expires, err := s.cfg.Auth.FinishOIDC(r.Context(), s.ownOrigin(r)+oidcCallback, kept, answer, from, r.UserAgent())
+	_, stale := errors.AsType[*fleet.StaleSignInError](err)
 	switch {
+	case stale:
+		return say(fleet.ErrForbidden, "error.oidc_stale",
+			"the identity provider did not have you sign in anew, or does not say when you did; whoever runs this program has to see to that")
 	case errors.Is(err, fleet.ErrUnauthenticated):
 		return say(fleet.ErrUnauthenticated, "error.oidc_failed", "signing in at the identity provider did not work; try again")
 	case errors.Is(err, fleet.ErrForbidden):

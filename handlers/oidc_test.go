@@ -48,6 +48,24 @@ func TestOIDC(t *testing.T) {
 	if w.Header().Get("Location") != home {
 		t.Errorf("leads to %q", w.Header().Get("Location"))
 	}
+	// For the sake of another tab the provider is to ask again, whoever is signed in here.
+	d = document(t, s.do(call{path: "/login?again=1", who: "viewer", header: html}))
+	if got := d.Find(`a[href^="/login/oidc"]`).AttrOr("href", ""); got != "/login/oidc?again=1&next=%2Flogin%2Fdone" {
+		t.Errorf("the way there: %q", got)
+	}
+	w = s.do(call{path: "/login/oidc?again=1&next=%2Flogin%2Fdone", who: "viewer", header: html})
+	if !s.called("BeginOIDC http://knm.test/login/oidc/callback anew") {
+		t.Errorf("%q", s.calls)
+	}
+	w = s.do(call{path: "/login/oidc/callback?code=x&state=s", header: with(html, "Cookie", "knm-oidc="+cookies(w)["knm-oidc"].Value)})
+	if w.Header().Get("Location") != "/login/done" {
+		t.Errorf("leads to %q", w.Header().Get("Location"))
+	}
+	s.signIn = fmt.Errorf("secret reason: %w", &fleet.StaleSignInError{})
+	w = s.do(call{path: "/login/oidc/callback?code=x&state=s", header: back})
+	if b := w.Body.String(); w.Code != http.StatusForbidden || cookies(w)["knm"] != nil || !strings.Contains(b, "did not have you sign in anew") || strings.Contains(b, "secret reason") {
+		t.Errorf("not anew: %d %s", w.Code, b)
+	}
 	for want, err := range map[int]error{
 		401: fleet.ErrUnauthenticated, 403: fleet.ErrForbidden, 404: fleet.ErrNotFound, 429: &fleet.LimitError{What: "sign-in", Retry: time.Second},
 		503: &fleet.LaterError{What: "down", Retry: time.Second},

@@ -163,6 +163,20 @@ func (s *server) next(raw string) string {
 	return u.EscapedPath() + "?" + q.Encode()
 }
 
+// signedInPage is where somebody is sent who signs in again for the sake of another tab.
+const signedInPage = "/login/done"
+
+// again tells whether somebody who may be signed in wants to sign in again.
+func again(raw string) bool { return raw == "1" }
+
+// afterwards is next for a sign-in that may be of somebody who is signed in.
+func (s *server) afterwards(raw string, again bool) string {
+	if next := s.next(raw); next != home || !again {
+		return next
+	}
+	return signedInPage
+}
+
 // loginURL is the sign-in page that leads back to what was asked for.
 func loginURL(r *http.Request) string {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kube-node-manager/kube-node-manager/internal/fleet"
 	"github.com/kube-node-manager/kube-node-manager/views"
@@ -15,6 +16,9 @@ import (
 
 // longestLink is the longest address under which a plan can be asked for again.
 const longestLink = 2000
+
+// soon is how long before its end a sign-in counts as too old on the page of a plan, which has yet to be read.
+const soon = time.Minute
 
 // createPlan says what a batch would do. Nothing is changed.
 func (s *server) createPlan(w http.ResponseWriter, r *http.Request) error {
@@ -110,6 +114,14 @@ func (s *server) showPlan(w http.ResponseWriter, r *http.Request, in *input, bec
 			fail(err)
 		}
 	}
+	if p.Plan != nil && p.Plan.NeedsFreshSignIn() {
+		by, now := callerOf(r), time.Now()
+		if e, ok := errors.AsType[*fleet.StaleSignInError](by.SignedInWithin(s.cfg.FreshSignIn, now.Add(min(soon, s.cfg.FreshSignIn/2)))); ok {
+			if p.Stale = e; e.Age > 0 {
+				e.Age = now.Sub(by.SignedIn)
+			}
+		}
+	}
 	return s.show(w, r, status, views.Plan(p))
 }
 
@@ -127,6 +139,10 @@ func oneCluster(refs []fleet.NodeRef) string {
 
 // planProblem puts an error where it belongs on the page: beside its field, or above everything.
 func (s *server) planProblem(p *views.PlanPage, err error) {
+	if e, ok := errors.AsType[*fleet.StaleSignInError](err); ok {
+		p.Stale = e
+		return
+	}
 	before := len(p.Errors)
 	fieldProblems(err, p.Lang, p.Errors)
 	if len(p.Errors) > before {

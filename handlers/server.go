@@ -137,6 +137,7 @@ func (s *server) routes() []route {
 		{method: get, path: "/readyz", perm: fleet.PermPublic, kind: probe, serve: s.readyz},
 		{method: get, path: "/login", perm: fleet.PermPublic, kind: page, serve: s.loginPage},
 		{method: post, path: "/login", perm: fleet.PermPublic, kind: page, serve: s.signIn},
+		{method: get, path: signedInPage, perm: fleet.PermSelf, kind: page, serve: s.signedInDone},
 		{method: get, path: "/login/code", perm: fleet.PermPublic, kind: page, serve: s.codePage},
 		{method: post, path: "/login/code", perm: fleet.PermPublic, kind: page, serve: s.secondStep},
 		{method: get, path: "/login/oidc", perm: fleet.PermPublic, kind: page, serve: s.beginOIDC},

@@ -142,12 +142,17 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 	if s.liking(w, r) {
 		return nil
 	}
-	next := s.next(r.URL.Query().Get("next"))
+	anew := again(r.URL.Query().Get("again"))
+	next, name := s.afterwards(r.URL.Query().Get("next"), anew), ""
 	if done, err := s.byHeader(w, r, next); done || err != nil {
 		return err
 	}
 	if s.session(r) != "" {
-		if _, err := s.authenticate(r); err == nil {
+		who, err := s.authenticate(r)
+		switch {
+		case err == nil && anew:
+			name = who.Name
+		case err == nil:
 			http.Redirect(w, r, next, http.StatusSeeOther) //nolint:gosec // G710: s.next lets only our own pages through
 			return nil
 		}
@@ -156,11 +161,11 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.show(w, r, http.StatusOK, views.Login(s.loginForm(r, next, "", "", setup)))
+	return s.show(w, r, http.StatusOK, views.Login(s.loginForm(r, next, name, "", setup, anew)))
 }
 
-func (s *server) loginForm(r *http.Request, next, name, problem string, setup bool) views.LoginPage {
-	p := views.LoginPage{Layout: s.layout(r, "login.title", ""), Username: name, Error: problem, Setup: setup, OIDC: s.cfg.Auth.OIDC()}
+func (s *server) loginForm(r *http.Request, next, name, problem string, setup, anew bool) views.LoginPage {
+	p := views.LoginPage{Layout: s.layout(r, "login.title", ""), Username: name, Error: problem, Setup: setup, OIDC: s.cfg.Auth.OIDC(), Again: anew}
 	if next != home {
 		p.Next = next
 	}
@@ -173,7 +178,8 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	name, password, next := in.text("username"), in.text("password"), s.next(in.text("next"))
+	anew := again(in.text("again"))
+	name, password, next := in.text("username"), in.text("password"), s.afterwards(in.text("next"), anew)
 	if err := in.done(); err != nil {
 		return err
 	}
@@ -189,7 +195,7 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) error {
 		return s.askForCode(w, r, half, next)
 	}
 	if err != nil {
-		return s.signInFailed(w, r, err, next, name)
+		return s.signInFailed(w, r, err, next, name, anew)
 	}
 	s.signedIn(w, r, done)
 	http.Redirect(w, r, next, http.StatusSeeOther)
@@ -197,7 +203,7 @@ func (s *server) signIn(w http.ResponseWriter, r *http.Request) error {
 }
 
 // signInFailed shows the form again to a browser. Which of the two was wrong is not said, to nobody.
-func (s *server) signInFailed(w http.ResponseWriter, r *http.Request, err error, next, name string) error {
+func (s *server) signInFailed(w http.ResponseWriter, r *http.Request, err error, next, name string, anew bool) error {
 	known := errors.Is(err, fleet.ErrUnauthenticated) || errors.Is(err, fleet.ErrTooMany) || errors.Is(err, fleet.ErrUnavailable)
 	if errors.Is(err, fleet.ErrUnauthenticated) {
 		err = say(fleet.ErrUnauthenticated, "login.wrong", "name or password is wrong")
@@ -215,7 +221,17 @@ func (s *server) signInFailed(w http.ResponseWriter, r *http.Request, err error,
 		key = "login.throttled"
 		w.Header().Set("Retry-After", seconds(a.retry))
 	}
-	return s.show(w, r, a.status, views.Login(s.loginForm(r, next, name, key, false)))
+	return s.show(w, r, a.status, views.Login(s.loginForm(r, next, name, key, false, anew)))
+}
+
+// signedInDone is where a sign-in for the sake of another tab ends.
+func (s *server) signedInDone(w http.ResponseWriter, r *http.Request) error {
+	if s.liking(w, r) {
+		return nil
+	}
+	p := views.SignedInPage{Layout: s.layout(r, "again.done", "")}
+	p.Static = true
+	return s.show(w, r, http.StatusOK, views.SignedIn(p))
 }
 
 func (s *server) signOut(w http.ResponseWriter, r *http.Request) error {

@@ -91,6 +91,24 @@ type stage struct {
 	deleted  bool
 }
 
+// refuses answers an attempt to open a stream if it is to be refused.
+func (s *stage) refuses(w http.ResponseWriter) bool {
+	s.mu.Lock()
+	status, after := 0, s.after
+	if len(s.refusals) > 0 {
+		status, s.refusals = s.refusals[0], s.refusals[1:]
+	}
+	s.mu.Unlock()
+	if status == 0 {
+		return false
+	}
+	if after != "" {
+		w.Header().Set("Retry-After", after)
+	}
+	http.Error(w, "no", status)
+	return true
+}
+
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	s := &stage{conns: make(chan *conn, 16), follow: make(chan *conn, 16), posts: make(chan url.Values, 16), podReads: make(chan int, 16), quit: make(chan struct{})}
@@ -117,19 +135,10 @@ func newStage(t *testing.T) *stage {
 		s.mu.Lock()
 		s.attempts++
 		s.asked = append(s.asked, time.Now())
-		status, after := 0, s.after
-		if len(s.refusals) > 0 {
-			status, s.refusals = s.refusals[0], s.refusals[1:]
-		}
 		s.mu.Unlock()
-		if status != 0 {
-			if after != "" {
-				w.Header().Set("Retry-After", after)
-			}
-			http.Error(w, "no", status)
-			return
+		if !s.refuses(w) {
+			s.stream(w, r, s.conns)
 		}
-		s.stream(w, r, s.conns)
 	})
 	mux.HandleFunc("POST /api/v1/batches", func(w http.ResponseWriter, r *http.Request) {
 		if err := r.ParseForm(); err != nil {
@@ -164,7 +173,11 @@ func newStage(t *testing.T) *stage {
 		}
 		s.podReads <- n
 	})
-	mux.HandleFunc("GET /api/v1/batches/{id}/events", func(w http.ResponseWriter, r *http.Request) { s.stream(w, r, s.follow) })
+	mux.HandleFunc("GET /api/v1/batches/{id}/events", func(w http.ResponseWriter, r *http.Request) {
+		if !s.refuses(w) {
+			s.stream(w, r, s.follow)
+		}
+	})
 	mux.HandleFunc("GET /api/v1/nodes/refs", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write([]byte(`{"refs":["prod-eu/n-0","prod-eu/n-1","lab/far-1","lab/far-2"],"total":9000}`))
@@ -495,6 +508,73 @@ func TestBrowser_Bye(t *testing.T) {
 	tb.wait(isLive)
 	c.say(t, "event: bye\ndata: logout")
 	tb.wait(`document.querySelector('#live-bar a').textContent === 'Sign in again'`)
+}
+
+// The same person signs in again in another tab: this one goes on with the new session, which it may be early for, and
+// nothing that it shows is lost. If no session comes it says so after all.
+func TestBrowser_SessionReplaced(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	tb := s.open(t)
+	c := next(t, "stream", s.conns)
+	tb.wait(isLive)
+	tb.click(box(0))
+	s.mu.Lock()
+	s.refusals = []int{http.StatusUnauthorized, http.StatusUnauthorized}
+	s.mu.Unlock()
+	c.say(t, "id: e.8\ndata: %s", s.row(0, cordoned))
+	c.say(t, "id: e.9\nevent: bye\ndata: replaced")
+	c = next(t, "stream of the new session", s.conns)
+	if c.lastID != "e.9" {
+		t.Errorf("it goes on after %q, want e.9", c.lastID)
+	}
+	tb.wait(isLive + ` && document.querySelector('#live-bar') === null && document.querySelector('#rows input:checked') !== null`)
+
+	s.mu.Lock()
+	s.refusals = slices.Repeat([]int{http.StatusUnauthorized}, 10)
+	s.mu.Unlock()
+	c.say(t, "event: bye\ndata: replaced")
+	tb.wait(`document.querySelector('#live-bar a')?.textContent === 'Sign in again'`)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := 10 - len(s.refusals); n < 3 || n > 7 {
+		t.Errorf("it asked %d times before it said so", n)
+	}
+}
+
+// So does the answer to a form that is the progress of its batch.
+func TestBrowser_BatchAnswerOfAReplacedSession(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	panel, replace := openPanel(t), make(chan struct{})
+	s.answer = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for _, m := range []string{panel, batchMessage(2, false), "event: bye\ndata: replaced\n\n"} {
+			if strings.HasPrefix(m, "event: bye") {
+				<-replace
+			}
+			if _, err := w.Write([]byte(m)); err != nil {
+				return
+			}
+			if http.NewResponseController(w).Flush() != nil {
+				return
+			}
+		}
+	}
+	tb := s.open(t)
+	next(t, "stream", s.conns)
+	tb.wait(isLive)
+	tb.click(box(0))
+	tb.click(`button[value=cordon]`)
+	next(t, "post", s.posts)
+	tb.wait(`document.querySelectorAll('#items tr[data-state=succeeded]').length === 2`)
+	s.mu.Lock()
+	s.refusals = []int{http.StatusUnauthorized, http.StatusUnauthorized}
+	s.mu.Unlock()
+	close(replace)
+	c := next(t, "stream of the batch", s.follow)
+	c.say(t, "%sevent: done\ndata: x", batchMessage(5, true))
+	tb.wait(`document.querySelector('#batch-progress').dataset.state === 'done'`)
 }
 
 // A new order waits while the pointer is over the table, and is applied by a click or when the pointer leaves.

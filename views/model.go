@@ -31,7 +31,11 @@ type LoginPage struct {
 	Error    string
 	Setup    bool // no user exists yet: show the way to /setup
 	OIDC     bool // there is an identity provider to sign in with
+	Again    bool // who is signed in signs in again
 }
+
+// SignedInPage is where a sign-in for the sake of another tab ends.
+type SignedInPage struct{ Layout }
 
 // CodePage asks for the second factor. Error is a catalogue key.
 type CodePage struct {

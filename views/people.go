@@ -106,11 +106,26 @@ func invited(p UsersPage, u fleet.User) string {
 func square(n int) string { return "0 0 " + strconv.Itoa(n) + " " + strconv.Itoa(n) }
 
 // oidcURL begins a sign-in at the identity provider that leads back to next.
-func oidcURL(next string) string {
-	if next == "" {
+// title is the catalogue key of the title.
+func (p LoginPage) title() string {
+	if p.Again {
+		return "again.title"
+	}
+	return "login.title"
+}
+
+func oidcURL(next string, again bool) string {
+	v := url.Values{}
+	if next != "" {
+		v.Set("next", next)
+	}
+	if again {
+		v.Set("again", "1")
+	}
+	if len(v) == 0 {
 		return "/login/oidc"
 	}
-	return "/login/oidc?" + url.Values{"next": {next}}.Encode()
+	return "/login/oidc?" + v.Encode()
 }
 
 // day is what a date input reads and writes.

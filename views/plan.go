@@ -41,6 +41,8 @@ type PlanPage struct {
 	Plan      *fleet.Plan       // nil before anything can be said
 	Templates []fleet.Template
 	Key       string // fresh idempotency key
+
+	Stale *fleet.StaleSignInError // nil, or why the person has to sign in again before it is confirmed
 }
 
 // PlanReport is the plan that a batch was made by.
@@ -107,6 +109,26 @@ func (p PlanPage) kept() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// SignInAgain says why somebody has to sign in again.
+func SignInAgain(lang string, e *fleet.StaleSignInError) string {
+	return staleAge(lang, e) + " " + T(lang, "stale.limit", "Time", span(lang, int64(e.Limit.Seconds())))
+}
+
+func staleAge(lang string, e *fleet.StaleSignInError) string {
+	if e.Age == 0 {
+		return T(lang, "stale.unknown")
+	}
+	return T(lang, "stale.age", "Time", span(lang, int64(e.Age.Seconds())))
+}
+
+// staleBefore names what the person has to sign in again for.
+func staleBefore(lang string, a fleet.Action) string {
+	if a == fleet.ActionDrain {
+		return T(lang, "stale.drain")
+	}
+	return T(lang, "stale.change")
 }
 
 // planActions are what the tabs of the form offer to somebody with these permissions.

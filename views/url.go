@@ -223,6 +223,9 @@ func loginURL(path string) string {
 	return "/login?" + url.Values{"next": {path}}.Encode()
 }
 
+// signInAgainURL is the sign-in page for somebody who is signed in.
+const signInAgainURL = "/login?again=1"
+
 func batchesURL(f fleet.BatchFilter) string {
 	v := url.Values{}
 	for name, value := range map[string]string{"state": string(f.State), "user": f.User, "cluster": f.Cluster, "since": day(f.Since)} {

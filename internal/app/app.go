@@ -150,7 +150,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	counts := batch.NewMetrics(registry)
 	a.engine = batch.New(batch.Config{
 		Store: counts.Store(a.store), Doer: counts.Doer(verbs), Authorizer: verbs, Planner: verbs, Lookup: a.manager, Notify: func(id string) { changed(id) },
-		Logger: a.component("batch"), Holder: a.holder(), Grace: batchGrace,
+		Logger: a.component("batch"), Holder: a.holder(), Grace: batchGrace, FreshSignIn: cfg.FreshSignIn, Denied: record.Denied,
 	})
 	a.streams = realtime.NewStreamer(realtime.StreamerConfig{
 		Manager: a.manager, Batches: a.engine, Render: renderer{}, Logger: a.logger, Metrics: registry,
@@ -173,7 +173,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	site, err := handlers.New(handlers.Config{
 		Nodes: a.manager, Clusters: steering{a.manager, record}, Managed: a.web, Streams: a.streams, Batches: a.engine, Templates: shelf, Auth: a.auth, People: a.auth, Audit: record, Ready: a.ready,
 		Logger: a.component("handlers"), Metrics: registry, External: cfg.External, Proxies: cfg.Proxies, Secure: cfg.Secure(),
-		Version: opts.Version, Manifest: manifests.ServiceAccount, Header: header,
+		Version: opts.Version, Manifest: manifests.ServiceAccount, Header: header, FreshSignIn: cfg.FreshSignIn,
 	})
 	if err != nil {
 		return nil, err

@@ -18,7 +18,8 @@ const (
 // The reasons of an End.
 const (
 	ReasonLogout   = "logout"
-	ReasonExpired  = "expired" // idle or absolute
+	ReasonReplaced = "replaced" // the same person signed in again in the same browser, which has the new one
+	ReasonExpired  = "expired"  // idle or absolute
 	ReasonDisabled = "disabled"
 	ReasonPassword = "password"
 	ReasonRole     = "role"

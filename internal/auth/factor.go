@@ -102,8 +102,8 @@ func (s *Service) SecondStep(ctx context.Context, half, code, device string, fro
 	}
 	from.Session = h.Replaces
 	in, err = s.issue(ctx, issue{
-		session: fleet.NewSession{UserID: acct.ID, Epoch: h.Epoch, Half: h.Hash, Proof: proof},
-		undo:    try.keys, knows: acct.Name, shown: device, rec: record(signing(acct, from), "signin", detail),
+		session: fleet.NewSession{UserID: acct.ID, Epoch: h.Epoch, Half: h.Hash, Proof: proof}, proven: time.Now(),
+		undo: try.keys, knows: acct.Name, shown: device, rec: record(signing(acct, from), "signin", detail),
 	}, from, userAgent)
 	if errors.Is(err, fleet.ErrUnauthenticated) { // used up, here or in another process, or the person was changed
 		return in, s.signInFailed(ctx, acct.Name, from, "wrong code", try)

@@ -36,6 +36,7 @@ type call struct {
 
 type issue struct {
 	session fleet.NewSession // without what the manager decides: hash, data, idle deadline
+	proven  time.Time        // when the person proved who they are
 	undo    []fleet.AttemptKey
 	knows   string // the name that the browser is to be known for; "" for none
 	shown   string // what it showed to be known by until now

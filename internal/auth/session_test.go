@@ -35,7 +35,7 @@ func TestSignIn_AnswersWhoItIs(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		want := fleet.Caller{UserID: got.UserID, Name: "ada", Role: fleet.RoleAdmin, Session: got.Session, Via: "session"}
+		want := fleet.Caller{UserID: got.UserID, Name: "ada", Role: fleet.RoleAdmin, Session: got.Session, Via: "session", SignedIn: got.SignedIn}
 		if diff := cmp.Diff(want, got); diff != "" || got.UserID == "" || len(got.Session) < 43 || got.Session == token {
 			t.Errorf("%s (-want +got):\n%s%+v", name, diff, got)
 		}
@@ -75,7 +75,7 @@ func TestSignIn_Fixation(t *testing.T) {
 		seen[token] = true
 		_, err = h.BySession(t.Context(), old)
 		wants(t, "the session before", err, fleet.ErrUnauthenticated)
-		if diff := cmp.Diff([]End{{Session: c.Session, UserID: c.UserID, Reason: ReasonLogout}}, h.announced()); diff != "" {
+		if diff := cmp.Diff([]End{{Session: c.Session, UserID: c.UserID, Reason: ReasonReplaced}}, h.announced()); diff != "" {
 			t.Errorf("ends (-want +got):\n%s", diff)
 		}
 		if c, err = h.BySession(t.Context(), token); err != nil {

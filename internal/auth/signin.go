@@ -100,8 +100,8 @@ func (s *Service) SignIn(ctx context.Context, name, password, device string, fro
 		return in, s.half(ctx, acct, from, try)
 	}
 	return s.issue(ctx, issue{
-		session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch},
-		undo:    try.keys, knows: counted, shown: device, rec: record(signing(acct, from), "signin", ""),
+		session: fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch}, proven: time.Now(),
+		undo: try.keys, knows: counted, shown: device, rec: record(signing(acct, from), "signin", ""),
 	}, from, userAgent)
 }
 
@@ -190,12 +190,17 @@ func (s *Service) issue(ctx context.Context, of issue, from fleet.Caller, userAg
 	if err := s.sessions.RenewToken(ctx); err != nil {
 		return fleet.SignIn{}, err
 	}
+	s.sessions.Put(ctx, provenKey, of.proven.UnixMicro())
 	c.issue.session.ExpiresAt = s.sessions.Deadline(ctx)
 	if in.Token, _, err = s.sessions.Commit(ctx); err != nil {
 		return fleet.SignIn{}, err
 	}
 	if from.Session != "" {
-		s.announce(End{Session: from.Session, UserID: from.UserID, Reason: ReasonLogout})
+		why, err := s.store.WhyEnded(ctx, from.Session)
+		if err != nil || why == "" { // not to know does not keep the end back
+			why = ReasonLogout
+		}
+		s.announce(End{Session: from.Session, UserID: from.UserID, Reason: why})
 	}
 	in.Expires = c.issue.session.ExpiresAt
 	return in, nil
@@ -267,7 +272,21 @@ func (s *Service) bySession(ctx context.Context, token string, active bool) (fle
 			return fleet.Caller{}, fmt.Errorf("reading a session: %w", fleet.ErrUnauthenticated)
 		}
 	}
-	return s.caller(c.found, "session"), nil
+	who := s.caller(c.found, "session")
+	who.SignedIn = s.signedIn(sctx, c.found.User)
+	return who, nil
+}
+
+// provenKey is where a session keeps when its person proved who they are: a provider may have let them in by a proof of
+// hours ago, with nobody at the keyboard. Sessions of before there was one have none, as those whose provider did not say.
+const provenKey = "proven"
+
+// signedIn is when the person of a session proved who they are. That of a trusted proxy's people is the proxy's matter.
+func (s *Service) signedIn(ctx context.Context, u fleet.User) time.Time {
+	if strings.HasPrefix(u.Issuer, fleet.HeaderIssuer) {
+		return time.Time{}
+	}
+	return time.UnixMicro(s.sessions.GetInt64(ctx, provenKey)).UTC()
 }
 
 // clip shortens s to n bytes and whole characters.

@@ -15,9 +15,11 @@ import (
 
 // IdentityProvider vouches for people who sign in there. *oidc.Provider implements it.
 type IdentityProvider interface {
-	// Begin answers where the browser has to go, and what it has to keep until it comes back. ErrUnavailable.
-	Begin(ctx context.Context, redirect string) (target, kept string, until time.Time, err error)
-	// Finish answers who came back: ErrUnauthenticated for what proves nothing, ErrUnavailable.
+	// Begin answers where the browser has to go, and what it has to keep until it comes back. Anew asks for a person who
+	// proves there who they are, whatever the provider knows of this browser. ErrUnavailable.
+	Begin(ctx context.Context, redirect string, anew bool) (target, kept string, until time.Time, err error)
+	// Finish answers who came back: ErrUnauthenticated for what proves nothing, StaleSignInError for what was to prove it
+	// anew and does not, ErrUnavailable.
 	Finish(ctx context.Context, redirect, kept string, answer url.Values) (fleet.Vouched, error)
 }
 
@@ -36,13 +38,14 @@ type vouchedStore interface {
 // OIDC tells whether there is an identity provider.
 func (s *Service) OIDC() bool { return s.provider != nil }
 
-// BeginOIDC answers where a browser has to go to sign in, and what it has to keep until then. ErrNotFound without a
-// provider, ErrUnavailable if it cannot be asked.
-func (s *Service) BeginOIDC(ctx context.Context, redirect string) (target, kept string, until time.Time, err error) {
+// BeginOIDC answers where a browser has to go to sign in, anew if the person is to prove who they are whatever the provider
+// knows of this browser, and what it has to keep until then. ErrNotFound without a provider, ErrUnavailable if it cannot
+// be asked.
+func (s *Service) BeginOIDC(ctx context.Context, redirect string, anew bool) (target, kept string, until time.Time, err error) {
 	if s.provider == nil {
 		return "", "", time.Time{}, fmt.Errorf("signing in with a provider: %w", fleet.ErrNotFound)
 	}
-	target, kept, until, err = s.provider.Begin(ctx, redirect)
+	target, kept, until, err = s.provider.Begin(ctx, redirect, anew)
 	if err != nil {
 		s.logger.WarnContext(ctx, "no sign-in with the identity provider", "err", err)
 	}
@@ -51,7 +54,7 @@ func (s *Service) BeginOIDC(ctx context.Context, redirect string) (target, kept 
 
 // FinishOIDC signs in whoever the provider vouches for. Who is seen for the first time is made a person; the role is
 // that of the groups of now, each time. ErrUnauthenticated for what proves nothing; ErrForbidden for somebody known to
-// the provider who may not use this program. Failures of one address are counted with those of its passwords.
+// the provider who may not use this program; StaleSignInError if it was to be anew and was not. Failures of one address are counted with those of its passwords.
 func (s *Service) FinishOIDC(ctx context.Context, redirect, kept string, answer url.Values, from fleet.Caller, userAgent string) (token string, expires time.Time, err error) {
 	defer func() {
 		if err != nil {
@@ -78,6 +81,12 @@ func (s *Service) FinishOIDC(ctx context.Context, redirect, kept string, answer 
 	}
 	if errors.Is(err, fleet.ErrUnauthenticated) {
 		return "", time.Time{}, s.signInFailed(ctx, "", from, "what the identity provider answered proves nothing", attempt{})
+	}
+	if stale, ok := errors.AsType[*fleet.StaleSignInError](err); ok {
+		err = s.signInFailed(ctx, "", from, "the identity provider did not have the person sign in anew", attempt{})
+		if errors.Is(err, fleet.ErrUnauthenticated) {
+			err = stale
+		}
 	}
 	if err != nil {
 		return "", time.Time{}, err
@@ -173,7 +182,11 @@ func (s *Service) admit(ctx context.Context, v fleet.Vouched, from fleet.Caller,
 			return fleet.SignIn{}, err
 		}
 	}
-	of.session = fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch}
+	of.session, of.proven = fleet.NewSession{UserID: acct.ID, Epoch: acct.Epoch}, time.Now()
+	if v.Kind == fleet.PersonOIDC {
+		// The person may have been let in by a proof of hours ago: a new session of ours alone says nothing.
+		of.proven = cmp.Or(v.SignedIn, fleet.SignInUnknown())
+	}
 	of.rec = record(signing(acct, from), "signin", means(v.Identity))
 	return s.issue(ctx, of, from, userAgent)
 }

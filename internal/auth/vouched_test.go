@@ -28,7 +28,7 @@ func (e *elsewhere) say(v fleet.Vouched, err error) {
 	e.vouched, e.err = v, err
 }
 
-func (e *elsewhere) Begin(context.Context, string) (string, string, time.Time, error) {
+func (e *elsewhere) Begin(context.Context, string, bool) (string, string, time.Time, error) {
 	return "https://idp.test", "kept", time.Now().Add(time.Minute), nil
 }
 

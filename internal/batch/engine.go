@@ -24,6 +24,11 @@ type Config struct {
 	Notify     func(batchID string) // told after each change of a batch; must not block; nil: nobody
 	Logger     *slog.Logger
 
+	// FreshSignIn is how old a sign-in may be where a plan needs a fresh one; 0: it is never asked for. Denied puts who is
+	// refused for it on record; it is required then.
+	FreshSignIn time.Duration
+	Denied      func(ctx context.Context, by fleet.Caller, action, detail string)
+
 	// Holder names this replica in leases. It is the same after a restart, so that the replica goes on with its own
 	// batches at once, and another one for each replica.
 	Holder string

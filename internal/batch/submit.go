@@ -331,6 +331,9 @@ func (e *Engine) create(ctx context.Context, by fleet.Caller, r *request) (fleet
 		if err := r.consented(plan); err != nil {
 			return fleet.Batch{}, err
 		}
+		if err := e.present(ctx, by, r, plan); err != nil {
+			return fleet.Batch{}, err
+		}
 		r.counts = evictions(plan)
 		r.arrange(items)
 	}
@@ -381,6 +384,20 @@ func (r *request) consented(p *fleet.Plan) error {
 		return fleet.Invalid("confirm", "must be %q, because of what the plan says (%s)", p.Confirm, strings.Join(p.Why, ", "))
 	}
 	return nil
+}
+
+// present tells whether the person has proven lately enough who they are for what the plan says: a tab that somebody left
+// open must not do to drain a cluster. What repeats a batch asks as well, for it ends as many pods. A batch that exists
+// never asks again.
+func (e *Engine) present(ctx context.Context, by fleet.Caller, r *request, p *fleet.Plan) error {
+	if !p.NeedsFreshSignIn() {
+		return nil
+	}
+	err := by.SignedInWithin(e.cfg.FreshSignIn, time.Now())
+	if err != nil {
+		e.cfg.Denied(ctx, by, "batch.create", fmt.Sprintf("%s %d nodes: %v", r.spec.Action, len(r.spec.Nodes), err))
+	}
+	return err
 }
 
 // evictions counts the pods that go from each node.

@@ -84,6 +84,8 @@ type Serve struct {
 	LDAP LDAP // URL "" for none
 
 	Header TrustedHeader // User "" for none
+
+	FreshSignIn time.Duration // how old a sign-in may be before what cannot be taken back; 0: it is never asked for
 }
 
 // TrustedHeader is how a proxy in front vouches for people. All of it is given, or none.

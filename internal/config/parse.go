@@ -74,6 +74,7 @@ type serveCmd struct {
 	oidcFlags
 	ldapFlags
 	headerFlags
+	FreshSignIn    time.Duration `default:"15m" placeholder:"DURATION" help:"How old a sign-in may be before a large drain and what else deletes pods and has to be confirmed by typing; 0 to never ask for another (${default})."`
 	AuditKeyFile   string        `placeholder:"FILE" help:"Key that heads of the audit record are signed with; made if missing. By default audit.key in the data directory; with PostgreSQL a key that is forgotten at the end."`
 	AuditRetention time.Duration `default:"0" placeholder:"DURATION" help:"How long entries of the audit record are kept, like 8760h; 0 for ever."`
 	BatchRetention time.Duration `default:"2160h" placeholder:"DURATION" help:"How long batches are kept after their end; 0 for ever (${default})."`
@@ -558,6 +559,7 @@ func (s serveCmd) config(p *problems, env map[string]string) Serve {
 		Connections:    s.connections.config(p),
 		CacheBytes:     s.CacheMaxBytes,
 		LeaseNamespace: s.LeaseNamespace,
+		FreshSignIn:    s.FreshSignIn,
 		AuditKeyFile:   s.AuditKeyFile,
 		AuditRetention: s.AuditRetention,
 		BatchRetention: s.BatchRetention,
@@ -581,6 +583,9 @@ func (s serveCmd) config(p *problems, env map[string]string) Serve {
 		if r.kept < 0 || r.kept > 0 && r.kept < minRetention {
 			p.add(r.flag, "%s is neither 0 nor at least %s", r.kept, minRetention)
 		}
+	}
+	if s.FreshSignIn < 0 {
+		p.add("fresh-sign-in", "%s is neither 0 nor a time", s.FreshSignIn)
 	}
 	for _, c := range s.ClusterAddressAllow {
 		prefix, err := parsePrefix(c)

@@ -34,6 +34,7 @@ func TestParse_Defaults(t *testing.T) {
 		Database: Database{Dir: "./data"}, Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9090", LogFormat: "json",
 		LogLevel: slog.LevelInfo, Streams: Streams{PerSession: 16, PerPerson: 32, PerAddress: 256, Total: 12000}, CacheBytes: 256 << 20, LeaseNamespace: "kube-node-manager", ImpersonatePrefix: "knm:",
 		AuditKeyFile: filepath.Join("data", "audit.key"), Key: Key{File: filepath.Join("data", "seal.key"), Ours: true}, BatchRetention: 90 * 24 * time.Hour, EventRetention: 30 * 24 * time.Hour,
+		FreshSignIn: 15 * time.Minute,
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -98,7 +99,7 @@ func TestParse_EveryFlagHasAVariable(t *testing.T) {
 		"key-file": "k2", "cluster-address-allow": "127.0.0.0/8",
 		"cluster-identity": "arn:x=y/*=impersonate; *=shared", "impersonate-prefix": "", "cluster-labels": "arn:x:1:env=prod,team=a;*:env=test",
 		"cache-max-bytes": "2000000", "lease-namespace": "kube-system", "pod": "ops/knm-0",
-		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "heads": "-", "audit-key": "AAAA",
+		"audit-key-file": "a.key", "audit-retention": "720h", "batch-retention": "0", "event-retention": "48h", "fresh-sign-in": "0", "heads": "-", "audit-key": "AAAA",
 		"invite":      "true",
 		"oidc-issuer": "https://idp.example/realm", "oidc-client-id": "us", "oidc-client-secret-file": "s", "oidc-ca-file": "ca", "oidc-scopes": "a,b",
 		"oidc-groups-claim": "teams", "oidc-name-claim": "nick", "oidc-role-map": "cn=a,dc=b=admin;sre=operator@prod-*",
@@ -279,6 +280,7 @@ func TestParse_Problems(t *testing.T) {
 			[]string{"serve", "--batch-retention", "90s", "--event-retention=-720h", "--audit-retention", "1h"},
 			[]string{"--batch-retention: 1m30s", "--event-retention: -720h", "--audit-retention: 1h"},
 		},
+		{"no time", nil, []string{"serve", "--fresh-sign-in=-1s"}, []string{"--fresh-sign-in: -1s"}},
 		{"level", []string{"KNM_LOG_LEVEL=loud"}, []string{"serve"}, []string{"log-level"}},
 		{"unknown flag", nil, []string{"serve", "--nope"}, []string{"--nope"}},
 		{"no command", nil, nil, []string{"serve"}},

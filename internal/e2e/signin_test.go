@@ -447,6 +447,17 @@ func TestSignIn_OIDC(t *testing.T) {
 	if got := eval[string](ada, `location.search + document.referrer`); strings.Contains(got, "code=") || strings.Contains(got, "state=") {
 		t.Errorf("the page knows the answer of the provider: %s", got)
 	}
+	// This provider does not say when somebody signed in there: that will not do for who has to sign in anew.
+	session := ada.cookies()["knm"]
+	m.QueueUser(user("ada", "sre"))
+	ada.visit("/login?again=1")
+	ada.click(`a[href^="/login/oidc"]`)
+	ada.wait("the provider, asked to have her sign in", there("#consent")+` && location.search.includes('prompt=login') && location.search.includes('max_age=0')`)
+	ada.click("#consent")
+	ada.wait("words for who was not asked", in("main", "did not have you sign in anew"))
+	if ada.cookies()["knm"] != session {
+		t.Error("there is another session")
+	}
 	ada.visit("/account")
 	ada.wait("as who they are there, with the role of their group", in("main .sub", "ada")+` && `+in("main .sub", "perator"))
 	ada.click(signOut)

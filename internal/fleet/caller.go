@@ -1,5 +1,7 @@
 package fleet
 
+import "time"
+
 // Role is what a person may do, from least to most.
 type Role string
 
@@ -70,6 +72,26 @@ type Caller struct {
 	Session string   // hash of the session token or of the bearer token; "" for the command line
 	Via     string   // session, token, cli
 	Addr    string   // address of the client
+
+	// SignedIn is when the person behind the request proved who they are; zero where there is no sign-in of ours to be
+	// old: API tokens, people of a trusted proxy, the command line, and a batch that goes on without its person.
+	SignedIn time.Time
+}
+
+// SignInUnknown is the SignedIn of somebody whose provider did not say when they proved who they are: older than any limit.
+func SignInUnknown() time.Time { return time.UnixMicro(0).UTC() }
+
+// SignedInWithin is a StaleSignInError for somebody whose sign-in is older than limit at that time. A limit of zero, like
+// a zero SignedIn, is never asked for.
+func (c Caller) SignedInWithin(limit time.Duration, at time.Time) error {
+	switch age := at.Sub(c.SignedIn); {
+	case limit <= 0 || c.SignedIn.IsZero() || age <= limit:
+		return nil
+	case !c.SignedIn.After(SignInUnknown()):
+		return &StaleSignInError{Limit: limit}
+	default:
+		return &StaleSignInError{Age: age, Limit: limit}
+	}
 }
 
 // May tells whether the caller holds p in a cluster, or everywhere for an empty name.

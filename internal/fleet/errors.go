@@ -92,6 +92,23 @@ func (e *DeniedError) Error() string {
 // Is makes every DeniedError an ErrForbidden.
 func (e *DeniedError) Is(target error) bool { return target == ErrForbidden }
 
+// StaleSignInError says that somebody has to prove anew who they are before something that cannot be taken back. It is
+// ErrForbidden.
+type StaleSignInError struct {
+	Age   time.Duration // of the sign-in; 0 if nobody knows
+	Limit time.Duration
+}
+
+func (e *StaleSignInError) Error() string {
+	if e.Age == 0 {
+		return fmt.Sprintf("this needs a sign-in of the last %s, and it is not known when you last proved who you are: sign in again", e.Limit)
+	}
+	return fmt.Sprintf("this needs a sign-in of the last %s, and yours is %s old: sign in again", e.Limit, e.Age.Truncate(time.Second))
+}
+
+// Is makes every StaleSignInError an ErrForbidden.
+func (e *StaleSignInError) Is(target error) bool { return target == ErrForbidden }
+
 // PlanChangedError says that what a person consented to is not what would happen now. It is ErrConflict.
 type PlanChangedError struct {
 	Seen string // digest of the plan that the person saw

@@ -1,6 +1,9 @@
 package fleet
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Plan says what a batch would do to each of its nodes, as of one look at their clusters. Nothing was changed for it.
 type Plan struct {
@@ -28,6 +31,12 @@ const (
 	ConfirmControlNode = "control_plane"    // drains nodes of the control plane
 	ConfirmLastNodes   = "last_nodes"       // drains the last nodes of a zone or of a cluster that take pods
 )
+
+// NeedsFreshSignIn tells whether a person has to have proven lately who they are before the batch is made: it ends pods,
+// which cannot be taken back, and has to be confirmed. Labels that others rely on can be put back.
+func (p *Plan) NeedsFreshSignIn() bool {
+	return slices.ContainsFunc(p.Why, func(why string) bool { return why != ConfirmProtected })
+}
 
 // PlanCounts are nodes by what would happen to them.
 type PlanCounts struct {

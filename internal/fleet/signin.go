@@ -31,6 +31,8 @@ type Vouched struct {
 
 	Grants []Grant  // in some clusters
 	Groups []string // that they are in
+
+	SignedIn time.Time // when they proved it there; zero if the provider does not say
 }
 
 // HeaderIssuer begins the issuer of people for whom a header of a trusted proxy vouches; the name of the header follows.

@@ -167,6 +167,7 @@ const (
 	endedDisabled = "disabled"
 	endedPassword = "password"
 	endedLogout   = "logout"
+	endedReplaced = "replaced" // by a sign-in of the same person in the same browser
 	endedRevoked  = "revoked"
 )
 

@@ -56,8 +56,9 @@ func (s *Store) AddSession(ctx context.Context, n fleet.NewSession, undo []fleet
 			return err
 		}
 		if n.Replaces != "" {
-			if _, err := tx.Exec(`UPDATE sessions SET revoked_at = ?, revoked_for = ? WHERE token_hash = ? AND revoked_at = 0`,
-				micros(n.CreatedAt), endedLogout, n.Replaces); err != nil {
+			// Other tabs of the same person go on with the new session; those of somebody else do not.
+			if _, err := tx.Exec(`UPDATE sessions SET revoked_at = ?, revoked_for = CASE WHEN user_id = ? THEN ? ELSE ? END
+				WHERE token_hash = ? AND revoked_at = 0`, micros(n.CreatedAt), n.UserID, endedReplaced, endedLogout, n.Replaces); err != nil {
 				return err
 			}
 		}

@@ -4,7 +4,7 @@ import {t, toast} from "./text.js";
 import {follow} from "./live.js";
 
 const panel = document.getElementById('batch-panel');
-let current = null, finished = false, address = '';
+let current = null, finished = false, replaced = false, address = '';
 
 const key = () => [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join('');
 const mine = handler => e => { if (e.target.id === 'batch') handler(e); };
@@ -25,7 +25,7 @@ document.addEventListener('htmx:before:request', mine(e => {
 
 document.addEventListener('htmx:sse:after:connection', mine(e => {
   current = e.detail.connection;
-  finished = false;
+  finished = replaced = false;
   panel.replaceChildren(); // what an earlier batch left
   const form = e.target;
   // The batch exists now: the next one needs another key. Until here, sending again finds the same batch.
@@ -35,6 +35,7 @@ document.addEventListener('htmx:sse:after:connection', mine(e => {
 }));
 
 document.addEventListener('done', mine(() => { finished = true; }));
+document.addEventListener('bye', mine(({detail}) => { replaced = detail.data === 'replaced'; }));
 document.addEventListener('htmx:sse:close', mine(() => {
   if (finished) return;
   finished = true;
@@ -72,7 +73,7 @@ function resume() {
   el.setAttribute('hx-swap', 'none');
   el.setAttribute('hx-nonce', document.querySelector('script[nonce]').nonce);
   document.body.append(el);
-  follow(el);
+  follow(el, undefined, replaced);
   htmx.process(el);
 }
 

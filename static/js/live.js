@@ -10,15 +10,20 @@ const silence = el => Number(el.dataset.silence) || 45_000;
 const first = 500, most = 30_000; // the wait is anything from nothing to first, twice that, and so on up to most
 const longest = 300; // a server that asks for more seconds than these is not believed
 
+// The stream of a session that another tab has replaced ends before that tab has the cookie of the new one: a refusal is
+// no more than early then. That tab's answer may be on its way for so long, in milliseconds.
+const renewals = [250, 500, 1000, 2000, 4000];
+
 // backoff is how long to wait before an attempt, in milliseconds.
 export const backoff = (attempt, random = Math.random) => random() * Math.min(first * 2 ** Math.min(attempt, 16), most);
 
-// follow guards one streaming element; say is told how it goes.
-export function follow(el, say = () => {}) {
+// follow guards one streaming element; say is told how it goes. Replaced tells that its session has just been replaced.
+export function follow(el, say = () => {}, replaced = false) {
   let conn = null, cursor = '', attempt = 0, waiting = 0, resting = false, over = false;
   let seen = Date.now(), changed = Date.now();
   let asked = null; // milliseconds after which the server wants us back; null: it did not say
   let quiet = false; // the coming reconnect is part of how it works, or was said already
+  let renew = replaced ? [...renewals] : []; // waits before a refusal counts
 
   const connect = () => {
     waiting = 0;
@@ -63,6 +68,10 @@ export function follow(el, say = () => {}) {
   }));
   el.addEventListener('htmx:response:error', mine(({ctx}) => {
     const {status, headers} = ctx.response;
+    if (status === 401 && renew.length) {
+      again(renew.shift());
+      return;
+    }
     if (status === 401 || status === 403) {
       end(status === 401 ? 'signedout' : 'forbidden');
       return;
@@ -80,6 +89,7 @@ export function follow(el, say = () => {}) {
     conn = connection;
     asked = null;
     quiet = false;
+    renew = [];
     seen = Date.now();
     say('live', changed);
   }));
@@ -94,7 +104,7 @@ export function follow(el, say = () => {}) {
     }
   }));
   el.addEventListener('htmx:sse:close', mine(({connection, reason}) => {
-    if (connection !== conn || reason !== 'ended') return;
+    if (connection !== conn || (reason !== 'ended' && !renew.length)) return; // another one was put in, or all is said
     conn = null;
     again(asked ?? backoff(attempt++));
   }));
@@ -104,9 +114,18 @@ export function follow(el, say = () => {}) {
   el.addEventListener('poll', mine(({data}) => {
     asked = Number(data) || 2000;
     quiet = true;
+    renew = [1000]; // the session may be replaced between two visits, and nobody is told then
     say('polling', changed);
   }));
-  el.addEventListener('bye', mine(({data}) => end(data === 'cluster-removed' ? 'ended' : 'signedout')));
+  el.addEventListener('bye', mine(({data}) => {
+    if (data === 'replaced') { // by the same person, in this browser: the stream goes on with the new session
+      renew = [...renewals];
+      asked = renew[0];
+      quiet = true;
+      return;
+    }
+    end(data === 'cluster-removed' ? 'ended' : 'signedout');
+  }));
   el.addEventListener('done', mine(() => end('ended')));
   el.addEventListener('reload', mine(() => say('newbuild', changed)));
   document.addEventListener('visibilitychange', looked);

@@ -34,6 +34,7 @@ const (
 	answerMost  = 1 << 20          // bytes of one answer of the provider
 	firstDelay  = time.Second      // after a failure, doubling to
 	lastDelay   = time.Minute
+	clockSkew   = time.Minute // that the provider's clock may be behind ours
 )
 
 // Config says which provider, who we are to it, and what its groups may do.
@@ -122,6 +123,7 @@ type pending struct {
 	Nonce    string    `json:"n"`
 	Verifier string    `json:"v"`
 	Until    time.Time `json:"u"`
+	Since    time.Time `json:"p,omitzero"` // the person has to prove who they are after it
 }
 
 func encodeKept(p pending) (string, error) {
@@ -131,17 +133,24 @@ func encodeKept(p pending) (string, error) {
 
 func decodeKept(kept string) ([]byte, error) { return base64.RawURLEncoding.DecodeString(kept) }
 
-// Begin answers where the browser has to go, and what it has to bring back.
-func (p *Provider) Begin(ctx context.Context, redirect string) (target, kept string, until time.Time, err error) {
+// Begin answers where the browser has to go, and what it has to bring back. Anew asks the provider to have the person
+// prove who they are, whatever it knows of this browser.
+func (p *Provider) Begin(ctx context.Context, redirect string, anew bool) (target, kept string, until time.Time, err error) {
 	found, err := p.provider(ctx)
 	if err != nil {
 		return "", "", time.Time{}, err
 	}
 	now := pending{State: rand.Text(), Nonce: rand.Text(), Verifier: oauth2.GenerateVerifier(), Until: time.Now().Add(pendingLife)}
+	options := []oauth2.AuthCodeOption{oidc.Nonce(now.Nonce), oauth2.S256ChallengeOption(now.Verifier)}
+	if anew {
+		now.Since = time.Now()
+		// Both, for providers heed the one or the other; max_age also makes them say in auth_time when it was.
+		options = append(options, oauth2.SetAuthURLParam("prompt", "login"), oauth2.SetAuthURLParam("max_age", "0"))
+	}
 	if kept, err = encodeKept(now); err != nil {
 		return "", "", time.Time{}, fmt.Errorf("beginning a sign-in: %w", err)
 	}
-	target = p.oauth(found, redirect).AuthCodeURL(now.State, oidc.Nonce(now.Nonce), oauth2.S256ChallengeOption(now.Verifier))
+	target = p.oauth(found, redirect).AuthCodeURL(now.State, options...)
 	return target, kept, now.Until, nil
 }
 
@@ -158,7 +167,8 @@ func refused(format string, args ...any) error {
 }
 
 // Finish takes what the browser kept and what the provider sent it back with. ErrUnauthenticated for everything that
-// proves nothing, ErrUnavailable if the provider cannot be asked. A role that nothing maps to is "".
+// proves nothing, StaleSignInError if the person was to prove anew who they are and the provider does not say that they
+// did, ErrUnavailable if it cannot be asked. A role that nothing maps to is "".
 func (p *Provider) Finish(ctx context.Context, redirect, kept string, answer url.Values) (fleet.Vouched, error) {
 	var was pending
 	b, err := decodeKept(kept)
@@ -210,7 +220,12 @@ func (p *Provider) Finish(ctx context.Context, redirect, kept string, answer url
 	if subtle.ConstantTimeCompare([]byte(was.Nonce), []byte(token.Nonce)) != 1 {
 		return fleet.Vouched{}, refused("the nonce is not the one that this browser began with")
 	}
-	return p.vouched(token)
+	v, err := p.vouched(token)
+	if err == nil && !was.Since.IsZero() && v.SignedIn.Before(was.Since.Add(-clockSkew)) {
+		// Prompt and max_age are wishes of a browser that anybody may have in hand: what counts is what came of them.
+		return fleet.Vouched{}, fmt.Errorf("the claim auth_time is missing or too old: %w", &fleet.StaleSignInError{})
+	}
+	return v, err
 }
 
 // vouched reads what the token says of its person.
@@ -239,9 +254,25 @@ func (p *Provider) vouched(token *oidc.IDToken) (fleet.Vouched, error) {
 	if err != nil {
 		return fleet.Vouched{}, refused("the claim %s is no list of texts", p.cfg.GroupsClaim)
 	}
+	var proven float64 // seconds since 1970; a JSON number, which some providers give a fraction
+	if raw, ok := claims["auth_time"]; ok {
+		if err := json.Unmarshal(raw, &proven); err != nil || proven < 0 || proven > latestTime {
+			return fleet.Vouched{}, refused("the claim auth_time is no time")
+		}
+	}
 	id := fleet.Identity{Kind: fleet.PersonOIDC, Issuer: p.cfg.Issuer, Subject: token.Subject}
-	return p.cfg.Roles.Vouch(id, name, groups), nil
+	v := p.cfg.Roles.Vouch(id, name, groups)
+	if proven > 0 {
+		v.SignedIn = time.Unix(int64(proven), 0).UTC()
+		if now := time.Now().UTC(); v.SignedIn.After(now) { // by a clock before ours
+			v.SignedIn = now
+		}
+	}
+	return v, nil
 }
+
+// latestTime is the end of the year 9999 in seconds since 1970: no clock says more.
+const latestTime = 253402300799
 
 func texts(raw json.RawMessage) ([]string, error) {
 	if len(raw) == 0 || string(raw) == "null" {

@@ -163,7 +163,7 @@ func visit(t *testing.T, target string) url.Values {
 
 func begin(t *testing.T, p *Provider) (kept string, answer url.Values) {
 	t.Helper()
-	target, kept, until, err := p.Begin(t.Context(), redirect)
+	target, kept, until, err := p.Begin(t.Context(), redirect, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,7 +330,7 @@ func TestProvider_IsDown(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 20 { // at once: one asks
 			wg.Go(func() {
-				if _, _, _, err := p.Begin(t.Context(), redirect); !errors.Is(err, fleet.ErrUnavailable) {
+				if _, _, _, err := p.Begin(t.Context(), redirect, false); !errors.Is(err, fleet.ErrUnavailable) {
 					t.Error(err)
 				}
 			})
@@ -340,7 +340,7 @@ func TestProvider_IsDown(t *testing.T) {
 			t.Errorf("asked %d times at once", n)
 		}
 		for range 600 { // somebody tries each second for ten minutes
-			_, _, _, err := p.Begin(t.Context(), redirect)
+			_, _, _, err := p.Begin(t.Context(), redirect, false)
 			if !errors.Is(err, fleet.ErrUnavailable) {
 				t.Fatal(err)
 			}
@@ -351,17 +351,17 @@ func TestProvider_IsDown(t *testing.T) {
 		}
 		up = true
 		time.Sleep(lastDelay)
-		target, _, _, err := p.Begin(t.Context(), redirect)
+		target, _, _, err := p.Begin(t.Context(), redirect, false)
 		if err != nil || !strings.HasPrefix(target, "https://idp.test/a?") {
 			t.Errorf("%q, %v", target, err)
 		}
 		// Whoever gives up waiting does not wait.
 		p.found, up = nil, false
 		ctx, cancel := context.WithCancel(t.Context())
-		wg.Go(func() { _, _, _, _ = p.Begin(t.Context(), redirect) })
+		wg.Go(func() { _, _, _, _ = p.Begin(t.Context(), redirect, false) })
 		synctest.Wait()
 		cancel()
-		if _, _, _, err := p.Begin(ctx, redirect); !errors.Is(err, context.Canceled) {
+		if _, _, _, err := p.Begin(ctx, redirect, false); !errors.Is(err, context.Canceled) {
 			t.Errorf("gave up: %v", err)
 		}
 		wg.Wait()
@@ -394,7 +394,7 @@ func TestClient_Bounds(t *testing.T) {
 	defer srv.Close()
 	for _, mode = range []string{"redirect", "endless"} {
 		p := New(Config{Issuer: srv.URL})
-		_, _, _, err := p.Begin(t.Context(), redirect)
+		_, _, _, err := p.Begin(t.Context(), redirect, false)
 		p.Close()
 		want := map[string]error{"redirect": errRedirect, "endless": errTooLong}[mode]
 		if !errors.Is(err, fleet.ErrUnavailable) || !strings.Contains(err.Error(), want.Error()) {

@@ -299,6 +299,9 @@ func sessionLife(t *testing.T, one, two *store.Store) {
 	need(t, one.AddSession(ctx, next, nil, event))
 	_, err = two.Session(ctx, "a", start)
 	is(t, "replaced", err, fleet.ErrUnauthenticated)
+	if why, err := one.WhyEnded(ctx, "a"); why != "replaced" || err != nil {
+		t.Errorf("replaced by the same person: %q, %v", why, err)
+	}
 	is(t, "same token twice", one.AddSession(ctx, session("ada", "b"), nil, event), fleet.ErrConflict)
 	list, err := two.Sessions(ctx, ada.ID, start)
 	need(t, err)
