@@ -43,7 +43,7 @@ const (
 
 // Database says where the people, batches and the record are kept.
 type Database struct {
-	Dir string // directory of the SQLite files; made if missing; "" for one of this process alone
+	Dir string       // directory of the SQLite files; made if missing; "" for one of this process alone
 	URL fleet.Secret // of PostgreSQL, postgres://… or postgresql://…; "" for SQLite in Dir
 }
 
@@ -183,13 +183,13 @@ type Rotate struct {
 type Key struct {
 	File string
 	Text fleet.Secret // what such a file holds
-	Ours bool   // nobody named the file: it is made if it is missing
+	Ours bool         // nobody named the file: it is made if it is missing
 }
 
 // Watch is the command that follows the events of a server.
 type Watch struct {
 	Server  *url.URL
-	Cluster string // "" for all
+	Cluster string       // "" for all
 	Token   fleet.Secret // bearer token; "" for none
 }
 
