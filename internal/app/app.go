@@ -118,7 +118,7 @@ func New(ctx context.Context, cfg config.Serve, opts Options) (_ *App, err error
 	if err != nil {
 		return nil, err
 	}
-	authCfg := auth.Config{Store: a.store, Audit: record, Labels: terms.labels, Logger: a.logger}
+	authCfg := auth.Config{Store: a.store, Audit: record, Labels: terms.labels, Logger: a.logger, FreshSignIn: cfg.FreshSignIn}
 	if keys != nil { // a nil pointer in an interface is no nil
 		authCfg.Sealer = keys
 	}

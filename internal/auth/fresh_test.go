@@ -31,6 +31,17 @@ func TestSignedIn(t *testing.T) {
 			t.Errorf("with a password: %s, later %s, want %s (%v)", c.SignedIn, again.SignedIn, at, err)
 		}
 
+		// A tab that was left open must not be worth a token, which is never asked how old a sign-in is.
+		h.fresh = 6 * time.Minute
+		pass(time.Microsecond)
+		if _, _, err := h.AddToken(t.Context(), c, fleet.Token{Name: "taken along", ExpiresAt: after(time.Hour)}); !errors.As(err, new(*fleet.StaleSignInError)) {
+			t.Errorf("a token from an old sign-in: %v", err)
+		}
+		if list, err := h.Tokens(t.Context(), c); err != nil || len(list) != 0 {
+			t.Errorf("tokens: %v, %v", list, err)
+		}
+		h.fresh = 7 * time.Minute
+
 		// Neither a token nor a batch that goes on alone has a sign-in that could be old.
 		bearer, _, err := h.AddToken(t.Context(), c, fleet.Token{Name: "ci", ExpiresAt: after(time.Hour)})
 		if err != nil {

@@ -52,6 +52,9 @@ type Config struct {
 	Sealer    Sealer                                 // keeps the secrets of second factors; nil: nobody can set one up
 	Labels    func(cluster string) map[string]string // of a cluster, for grants by label; nil: none has any
 	Header    *HeaderSignIn                          // how a trusted proxy vouches for people; nil: it does not
+
+	// FreshSignIn is how old a sign-in may be when its person makes a token, which is never asked how old its own is; 0: any.
+	FreshSignIn time.Duration
 }
 
 // Service signs people in and out and administers them. Make it with New; all methods may be called by many goroutines.
@@ -66,6 +69,7 @@ type Service struct {
 	sealer    Sealer           // nil: none
 	labels    func(cluster string) map[string]string
 	header    *HeaderSignIn // nil: none
+	fresh     time.Duration // 0: any age will do
 	turns     turns
 	settled   atomic.Bool // somebody exists; nobody is ever deleted, so this does not change back
 
@@ -94,7 +98,7 @@ func New(cfg Config) *Service {
 			IdleTimeout: cfg.Idle, Lifetime: cfg.Lifetime, Store: managerStore{cfg.Store}, Codec: codec{}, HashTokenInStore: true,
 		},
 		hasher: newHasher(*cfg.Hash),
-		sealer: cfg.Sealer, provider: cfg.Provider, directory: cfg.Directory, labels: cfg.Labels, header: cfg.Header,
+		sealer: cfg.Sealer, provider: cfg.Provider, directory: cfg.Directory, labels: cfg.Labels, header: cfg.Header, fresh: cfg.FreshSignIn,
 		known: make(map[string]*known),
 	}
 }

@@ -59,7 +59,7 @@ func (s *Service) Tokens(ctx context.Context, by fleet.Caller) ([]fleet.Token, e
 
 // AddToken makes an API token for the caller, who must be signed in: a token makes no tokens. It is good until
 // want.ExpiresAt, ninety days at most, for want.Role at most and in want.Scope only; what is empty is no limit. The secret
-// is kept nowhere.
+// is kept nowhere. StaleSignInError for a sign-in that is too old: who finds a tab open must not take a token along.
 func (s *Service) AddToken(ctx context.Context, by fleet.Caller, want fleet.Token) (secret string, t fleet.Token, err error) {
 	if by.UserID == "" || by.Via != "session" || !by.May(fleet.PermSelf, "") {
 		return "", fleet.Token{}, s.refuse(ctx, by, "token.add", want.Name)
@@ -78,6 +78,10 @@ func (s *Service) AddToken(ctx context.Context, by fleet.Caller, want fleet.Toke
 		return "", fleet.Token{}, fleet.Problem("expires", "error.expires_past", "", "must be in the future")
 	case expires.After(now.Add(tokenLife)):
 		return "", fleet.Token{}, fleet.Problem("expires", "error.expires_far", strconv.Itoa(int(tokenLife.Hours()/24)), "must be within %s days")
+	}
+	if err := by.SignedInWithin(s.fresh, now); err != nil {
+		s.audit.Denied(ctx, by, "token.add", err.Error())
+		return "", fleet.Token{}, err
 	}
 	var b [tokenBytes]byte
 	_, _ = rand.Read(b[:]) // never fails: the program ends if the system has no randomness

@@ -133,6 +133,8 @@ var defects = []defect{
 		"internal/batch/submit.go", `err := by.SignedInWithin(e.cfg.FreshSignIn, time.Now())`, `err := by.SignedInWithin(0, time.Now())`, "internal/batch", "TestEngine_FreshSignIn"),
 	one("drain-refused-in-silence", "T42", "who tried to drain from a tab that was left open is not on record",
 		"internal/batch/submit.go", `e.cfg.Denied(ctx, by, "batch.create",`, `_ = fmt.Sprint(by, "batch.create",`, "internal/batch", "TestEngine_FreshSignIn"),
+	one("token-taken-along", "T42", "whoever finds a tab open makes a token, which is never asked how old its sign-in is",
+		"internal/auth/tokens.go", "if err := by.SignedInWithin(s.fresh, now); err != nil {", "if err := by.SignedInWithin(0, now); err != nil {", "internal/auth", "TestSignedIn"),
 	one("proof-by-session", "T42", "a provider lets whoever finds a tab open in by itself, and that is a fresh sign-in",
 		"internal/auth/vouched.go", `if v.Kind == fleet.PersonOIDC {`, `if v.Kind == "" {`, "internal/auth", "TestSignedIn"),
 	one("anew-by-wish", "T42", "a provider that heeds no prompt signs somebody in anew who was not there",
