@@ -193,6 +193,8 @@ type People interface {
 	AddToken(ctx context.Context, by fleet.Caller, want fleet.Token) (secret string, t fleet.Token, err error)
 	EndToken(ctx context.Context, by fleet.Caller, id string) error
 	SecondFactor(ctx context.Context, by fleet.Caller) (fleet.FactorState, error)
+	// ChangePassword is about the caller's own; SetPassword is for admins.
+	ChangePassword(ctx context.Context, by fleet.Caller, current, password string) error
 	// BeginFactor, ConfirmFactor and DropFactor are about the caller's own second factor; ResetFactor is for admins.
 	BeginFactor(ctx context.Context, by fleet.Caller, password string) (fleet.Enrolment, error)
 	ConfirmFactor(ctx context.Context, by fleet.Caller, code string) (recovery []string, err error)

@@ -627,6 +627,11 @@ func (f people) SecondFactor(context.Context, fleet.Caller) (fleet.FactorState, 
 	return f.wd.factor, nil
 }
 
+func (f people) ChangePassword(_ context.Context, by fleet.Caller, current, password string) error {
+	f.wd.note("ChangePassword %s %s %s", by.Name, current, password)
+	return nil
+}
+
 func (f people) BeginFactor(_ context.Context, by fleet.Caller, password string) (fleet.Enrolment, error) {
 	f.wd.note("BeginFactor %s %s", by.Name, password)
 	return fleet.Enrolment{Secret: "SECRETTEXT", URI: "otpauth://totp/x", Picture: "M4 4h7v1h-7z", Size: 45}, f.wd.people

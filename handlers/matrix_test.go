@@ -62,6 +62,7 @@ var rules = map[string]rule{
 	"GET /api/v1/sessions":               {nobody, "self"},
 	"DELETE /api/v1/sessions/{id}":       {nobody, "self"},
 	"POST /api/v1/sessions/{id}/delete":  {nobody, "self"},
+	"POST /api/v1/password":              {nobody, "self"},
 	"POST /api/v1/second-factor":         {nobody, "self"},
 	"POST /api/v1/second-factor/confirm": {nobody, "self"},
 	"POST /api/v1/second-factor/delete":  {nobody, "self"},

@@ -138,6 +138,22 @@ func (s *server) dropFactor(w http.ResponseWriter, r *http.Request) error {
 	return s.ended(w, r, err) // sends a browser to the account, and from there to sign in
 }
 
+// changePassword is for the caller's own: it ends their session, and a browser is sent to sign in.
+func (s *server) changePassword(w http.ResponseWriter, r *http.Request) error {
+	in, err := readInput(r)
+	if err != nil {
+		return err
+	}
+	current, password := in.text("current_password"), in.text("new_password")
+	if err = in.done(); err == nil {
+		err = s.cfg.People.ChangePassword(r.Context(), callerOf(r), current, password)
+	}
+	if problems, ok := s.formProblem(r, err); ok {
+		return s.showAccount(w, r, http.StatusUnprocessableEntity, accountShown{problems: problems})
+	}
+	return s.ended(w, r, err)
+}
+
 // oneField is the body of requests that carry one thing.
 func oneField(r *http.Request, name string) (string, error) {
 	in, err := readInput(r)

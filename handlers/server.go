@@ -221,6 +221,7 @@ func (s *server) routes() []route {
 		{method: get, path: v1 + "/sessions", perm: fleet.PermSelf, kind: api, serve: s.listSessions},
 		{method: del, path: v1 + "/sessions/{id}", perm: fleet.PermSelf, kind: api, serve: s.endSession},
 		{method: post, path: v1 + "/sessions/{id}/delete", perm: fleet.PermSelf, kind: api, serve: s.endSession}, // for forms
+		{method: post, path: v1 + "/password", perm: fleet.PermSelf, kind: api, serve: s.changePassword},
 		{method: post, path: v1 + "/second-factor", perm: fleet.PermSelf, kind: api, serve: s.beginFactor},
 		{method: post, path: v1 + "/second-factor/confirm", perm: fleet.PermSelf, kind: api, serve: s.confirmFactor},
 		{method: post, path: v1 + "/second-factor/delete", perm: fleet.PermSelf, kind: api, serve: s.dropFactor},

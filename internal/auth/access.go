@@ -59,7 +59,7 @@ func (s *Service) Me(ctx context.Context, by fleet.Caller) (fleet.User, error) {
 // SetGrants makes the list all that a person may do in some clusters beside their role, but for what follows from their
 // groups. Their sessions end. FieldErrors (joined) name the grant, as grants[2].scope.
 func (s *Service) SetGrants(ctx context.Context, by fleet.Caller, name string, list []fleet.Grant) error {
-	if err := s.permit(ctx, by, "user.grants", name); err != nil {
+	if err := s.entrust(ctx, by, "user.grants", name); err != nil {
 		return err
 	}
 	if len(list) > fleet.MaxGrants {
@@ -94,7 +94,7 @@ func (s *Service) SetGrants(ctx context.Context, by fleet.Caller, name string, l
 
 // AddGrant gives a person a grant, in place of one of the same scope. Their sessions end. FieldError, ErrNotFound.
 func (s *Service) AddGrant(ctx context.Context, by fleet.Caller, name string, g fleet.Grant) error {
-	if err := s.permit(ctx, by, "user.grants", name); err != nil {
+	if err := s.entrust(ctx, by, "user.grants", name); err != nil {
 		return err
 	}
 	g.From = ""

@@ -167,7 +167,7 @@ func (s *Service) own(ctx context.Context, by fleet.Caller, action string) (flee
 		return fleet.Account{}, err
 	}
 	if acct.Kind != fleet.PersonLocal {
-		return fleet.Account{}, fleet.Problem("", "error.factor_foreign", "", "the second factor of this person is a matter of where they sign in")
+		return fleet.Account{}, fleet.Problem("", "error.factor_foreign", "", "the password and the second factor of this person are a matter of where they sign in")
 	}
 	return acct, nil
 }
@@ -187,7 +187,7 @@ func (s *Service) BeginFactor(ctx context.Context, by fleet.Caller, password str
 	if !acct.SecondFactor.IsZero() {
 		return fleet.Enrolment{}, fmt.Errorf("beginning a second factor: %w", fleet.ErrConflict)
 	}
-	if err := s.confirmPassword(ctx, by, acct, password); err != nil {
+	if err := s.confirmPassword(ctx, by, acct, "factor.add", "password", password); err != nil {
 		return fleet.Enrolment{}, err
 	}
 	secret := totp.Secret()
@@ -223,8 +223,8 @@ func (s *Service) guess(ctx context.Context, acct fleet.Account, by fleet.Caller
 	return try, done, nil
 }
 
-// confirmPassword checks the password of somebody who is signed in, counted as a sign-in is.
-func (s *Service) confirmPassword(ctx context.Context, by fleet.Caller, acct fleet.Account, password string) error {
+// confirmPassword checks the password of somebody who is signed in, counted as a sign-in is. Field is what it was given in.
+func (s *Service) confirmPassword(ctx context.Context, by fleet.Caller, acct fleet.Account, action, field, password string) error {
 	try, done, err := s.guess(ctx, acct, by)
 	if err != nil {
 		return err
@@ -239,8 +239,8 @@ func (s *Service) confirmPassword(ctx context.Context, by fleet.Caller, acct fle
 		return err
 	}
 	if !match {
-		s.audit.Denied(ctx, by, "factor.add", "wrong password")
-		return fleet.Problem("password", "error.password_wrong", "", "is wrong")
+		s.audit.Denied(ctx, by, action, "wrong password")
+		return fleet.Problem(field, "error.password_wrong", "", "is wrong")
 	}
 	return s.store.TakeBack(ctx, try.keys)
 }
@@ -325,7 +325,7 @@ func (s *Service) DropFactor(ctx context.Context, by fleet.Caller, code string) 
 // their sessions and tokens. ErrNotFound; ErrConflict if there is none.
 func (s *Service) ResetFactor(ctx context.Context, by fleet.Caller, name string) error {
 	const action = "factor.reset"
-	if err := s.permit(ctx, by, action, name); err != nil {
+	if err := s.entrust(ctx, by, action, name); err != nil {
 		return err
 	}
 	normal, err := normalName(name)

@@ -112,6 +112,52 @@ func TestFinishOIDC_NotAnew(t *testing.T) {
 
 // TestReplaced: the tabs of a browser in which the same person signs in again are told another thing than those of
 // somebody who is gone.
+// TestEntrust: what gives people rights or ways in outlives the session that asks, as a token does, and asks for a fresh
+// sign-in. What takes them away never waits for one.
+func TestEntrust(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		h := enter(t, dir, nil)
+		defer h.close(t)
+		h.add(t, "ada", fleet.RoleAdmin)
+		h.add(t, "vic", fleet.RoleViewer)
+		_, c := h.in(t, "ada")
+		ctx := t.Context()
+		grant := fleet.Grant{Scope: "prod", Role: fleet.RoleOperator}
+		if err := h.AddGrant(ctx, c, "vic", grant); err != nil {
+			t.Fatal(err)
+		}
+		h.fresh = time.Minute
+		pass(time.Minute + time.Microsecond)
+		for what, do := range map[string]func() error{
+			"user.add":      func() error { return h.AddUser(ctx, c, "eve", fleet.RoleAdmin, secret) },
+			"invite":        func() error { _, err := h.InviteUser(ctx, c, "eve", fleet.RoleAdmin); return err },
+			"user.invite":   func() error { _, err := h.Reinvite(ctx, c, "vic"); return err },
+			"user.enable":   func() error { return h.SetDisabled(ctx, c, "vic", false) },
+			"user.role":     func() error { return h.SetRole(ctx, c, "vic", fleet.RoleAdmin) },
+			"user.password": func() error { return h.SetPassword(ctx, c, "vic", secret+"!") },
+			"user.grants":   func() error { return h.AddGrant(ctx, c, "vic", grant) },
+			"all grants":    func() error { return h.SetGrants(ctx, c, "vic", []fleet.Grant{grant}) },
+			"factor.reset":  func() error { return h.ResetFactor(ctx, c, "vic") },
+		} {
+			if err := do(); !errors.As(err, new(*fleet.StaleSignInError)) {
+				t.Errorf("%s from an old sign-in: %v", what, err)
+			}
+		}
+		denied, err := h.log.Entries(ctx, fleet.AuditFilter{Outcome: "denied", Limit: 100})
+		if err != nil || len(denied) != 9 {
+			t.Errorf("%d refusals on record, want 9 (%v)", len(denied), err)
+		}
+		if err := errors.Join(h.DropGrant(ctx, c, "vic", "prod"), h.SetDisabled(ctx, c, "vic", true)); err != nil {
+			t.Errorf("taking away: %v", err)
+		}
+		if err := h.SetDisabled(ctx, host, "vic", false); err != nil {
+			t.Errorf("from the host: %v", err)
+		}
+	})
+}
+
 func TestReplaced(t *testing.T) {
 	t.Parallel()
 	h := build(t, nil)

@@ -22,7 +22,7 @@ type inviteStore interface {
 // InviteUser makes a person without a password, who sets it with the invitation: nobody else ever knows it. FieldErrors
 // for what is wrong, ErrConflict for a taken name.
 func (s *Service) InviteUser(ctx context.Context, by fleet.Caller, name string, role fleet.Role) (fleet.Invitation, error) {
-	if err := s.permit(ctx, by, "user.add", ""); err != nil {
+	if err := s.entrust(ctx, by, "user.add", ""); err != nil {
 		return fleet.Invitation{}, err
 	}
 	normal, nameErr := normalName(name)
@@ -49,7 +49,7 @@ func (s *Service) InviteUser(ctx context.Context, by fleet.Caller, name string, 
 // invitation is good no longer; a password stays good until the invitation is used. ErrNotFound; ErrConflict for a
 // person who is disabled or has no password here.
 func (s *Service) Reinvite(ctx context.Context, by fleet.Caller, name string) (fleet.Invitation, error) {
-	if err := s.permit(ctx, by, "user.invite", name); err != nil {
+	if err := s.entrust(ctx, by, "user.invite", name); err != nil {
 		return fleet.Invitation{}, err
 	}
 	normal, err := normalName(name)

@@ -73,7 +73,7 @@ func (s *Service) Users(ctx context.Context) ([]fleet.User, error) {
 
 // AddUser makes a person. FieldErrors (joined, if there are several) for what is wrong, ErrConflict for a taken name.
 func (s *Service) AddUser(ctx context.Context, by fleet.Caller, name string, role fleet.Role, password string) error {
-	if err := s.permit(ctx, by, "user.add", ""); err != nil {
+	if err := s.entrust(ctx, by, "user.add", ""); err != nil {
 		return err
 	}
 	acct, err := s.account(ctx, name, role, password)
@@ -90,11 +90,11 @@ func (s *Service) AddUser(ctx context.Context, by fleet.Caller, name string, rol
 // SetDisabled shuts a person out, or lets them in again. Shutting out ends their sessions and their tokens for good.
 // ErrConflict for the last admin, except from the command line, which can make another.
 func (s *Service) SetDisabled(ctx context.Context, by fleet.Caller, name string, disabled bool) error {
-	action := "user.enable"
+	action, permit := "user.enable", s.entrust
 	if disabled {
-		action = "user.disable"
+		action, permit = "user.disable", s.permit
 	}
-	if err := s.permit(ctx, by, action, name); err != nil {
+	if err := permit(ctx, by, action, name); err != nil {
 		return err
 	}
 	return s.change(ctx, by, name, action, fleet.UserChange{Disabled: &disabled}, ReasonDisabled,
@@ -104,7 +104,7 @@ func (s *Service) SetDisabled(ctx context.Context, by fleet.Caller, name string,
 // SetRole changes what a person may do. Their sessions end; their tokens stay and may do what the person may.
 // ErrConflict for the last admin, except from the command line.
 func (s *Service) SetRole(ctx context.Context, by fleet.Caller, name string, role fleet.Role) error {
-	if err := s.permit(ctx, by, "user.role", name); err != nil {
+	if err := s.entrust(ctx, by, "user.role", name); err != nil {
 		return err
 	}
 	if _, err := fleet.ParseRole(string(role)); err != nil {
@@ -127,18 +127,15 @@ func (s *Service) SetRole(ctx context.Context, by fleet.Caller, name string, rol
 		})
 }
 
-// SetPassword gives a person a new password; everybody may do it for themselves from a session. It ends all their
-// sessions, the one that asks too, and their tokens: whoever knew the old password may have made some.
+// SetPassword gives a person a new password. It ends all their sessions and their tokens: whoever knew the old password may
+// have made some.
 func (s *Service) SetPassword(ctx context.Context, by fleet.Caller, name, password string) error {
+	if err := s.entrust(ctx, by, "user.password", name); err != nil {
+		return err
+	}
 	normal, err := normalName(name)
 	if err != nil {
 		return err
-	}
-	own := by.UserID != "" && by.Name == normal && by.Via == "session"
-	if !own {
-		if err := s.permit(ctx, by, "user.password", normal); err != nil {
-			return err
-		}
 	}
 	if err := checkPassword(normal, password); err != nil {
 		return err
@@ -150,6 +147,32 @@ func (s *Service) SetPassword(ctx context.Context, by fleet.Caller, name, passwo
 	if acct.Kind != fleet.PersonLocal {
 		return fleet.Problem("password", "error.password_foreign", "", "is not kept here for this person")
 	}
+	return s.renew(ctx, by, normal, password)
+}
+
+// ChangePassword gives the caller a new password, for the one they have: a session that was left open must not be enough.
+// It ends all their sessions, the one that asks too, and their tokens. FieldErrors for current_password and new_password;
+// LimitError when throttled, as at signing in.
+func (s *Service) ChangePassword(ctx context.Context, by fleet.Caller, current, password string) error {
+	const action = "user.password"
+	acct, err := s.own(ctx, by, action)
+	if err != nil {
+		return err
+	}
+	if err := checkPassword(acct.Name, password); err != nil {
+		if wrong, ok := errors.AsType[*fleet.FieldError](err); ok {
+			wrong.Field = "new_password"
+		}
+		return err
+	}
+	if err := s.confirmPassword(ctx, by, acct, action, "current_password", current); err != nil {
+		return err
+	}
+	return s.renew(ctx, by, acct.Name, password)
+}
+
+// renew puts a password that was checked in place of the one before.
+func (s *Service) renew(ctx context.Context, by fleet.Caller, normal, password string) error {
 	hash, err := s.newHash(ctx, password)
 	if err != nil {
 		return err

@@ -139,7 +139,9 @@ func TestPeople_ChangesEndCredentials(t *testing.T) {
 	}
 }
 
-func TestSetPassword_OwnFromASessionOnly(t *testing.T) {
+// TestChangePassword: everybody changes their own, from a session, and with the one they have: who finds a tab open must not
+// be able to make it theirs.
+func TestChangePassword(t *testing.T) {
 	t.Parallel()
 	h := build(t, nil)
 	h.add(t, "vic", fleet.RoleViewer)
@@ -152,12 +154,27 @@ func TestSetPassword_OwnFromASessionOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wants(t, "from a token", h.SetPassword(t.Context(), byToken, "vic", "a phrase of mine"), fleet.ErrForbidden)
-	wants(t, "of somebody else", h.SetPassword(t.Context(), vic, "ada", "a phrase of mine"), fleet.ErrForbidden)
-	if err := h.SetPassword(t.Context(), vic, " VIC ", "a phrase of mine"); err != nil {
+	wants(t, "from a token", h.ChangePassword(t.Context(), byToken, secret, "a phrase of mine"), fleet.ErrForbidden)
+	wants(t, "as admins do", h.SetPassword(t.Context(), vic, "vic", "a phrase of mine"), fleet.ErrForbidden)
+	for _, tt := range []struct{ current, password, field string }{
+		{secret + "?", "a phrase of mine", "current_password"},
+		{"", "a phrase of mine", "current_password"},
+		{secret, "short", "new_password"},
+		{secret, "password123", "new_password"},
+	} {
+		var wrong *fleet.FieldError
+		if err := h.ChangePassword(t.Context(), vic, tt.current, tt.password); !errors.As(err, &wrong) || wrong.Field != tt.field {
+			t.Errorf("%q for %q: %v, want something about %s", tt.password, tt.current, err, tt.field)
+		}
+	}
+	alive(t, h, token, true)
+	if err := h.ChangePassword(t.Context(), vic, secret, "a phrase of mine"); err != nil {
 		t.Fatal(err)
 	}
 	alive(t, h, token, false)
+	if _, err := h.ByToken(t.Context(), bearer); !errors.Is(err, fleet.ErrUnauthenticated) {
+		t.Errorf("the token is still good: %v", err)
+	}
 	wants(t, "old password", h.try(t, "vic", secret, from.Addr), fleet.ErrUnauthenticated)
 	if err := h.try(t, "vic", "a phrase of mine", from.Addr); err != nil {
 		t.Error(err)
@@ -387,7 +404,7 @@ func TestCanary(t *testing.T) {
 	if _, err := h.ByToken(t.Context(), bearer); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(h.SetPassword(t.Context(), c, "ada", typo+"-new"), h.SignOut(t.Context(), session)); err != nil {
+	if err := errors.Join(h.ChangePassword(t.Context(), c, password, typo+"-new"), h.SignOut(t.Context(), session)); err != nil {
 		t.Fatal(err)
 	}
 	sweep := func() string {

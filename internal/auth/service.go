@@ -53,7 +53,7 @@ type Config struct {
 	Labels    func(cluster string) map[string]string // of a cluster, for grants by label; nil: none has any
 	Header    *HeaderSignIn                          // how a trusted proxy vouches for people; nil: it does not
 
-	// FreshSignIn is how old a sign-in may be when its person makes a token, which is never asked how old its own is; 0: any.
+	// FreshSignIn is how old a sign-in may be when its person makes a token or gives others rights or ways in; 0: any.
 	FreshSignIn time.Duration
 }
 
@@ -117,6 +117,25 @@ func (s *Service) permit(ctx context.Context, by fleet.Caller, action, detail st
 		return nil
 	}
 	return s.refuse(ctx, by, action, detail)
+}
+
+// entrust is permit for what gives people rights or ways in. Like a token that outlives the session which asks, and so it
+// wants a fresh sign-in. What takes rights away never waits for one.
+func (s *Service) entrust(ctx context.Context, by fleet.Caller, action, detail string) error {
+	if err := s.permit(ctx, by, action, detail); err != nil {
+		return err
+	}
+	return s.lately(ctx, by, action)
+}
+
+// lately answers a StaleSignInError, on record, if the caller's sign-in is too old for what must not be had from a tab that
+// somebody left open.
+func (s *Service) lately(ctx context.Context, by fleet.Caller, action string) error {
+	err := by.SignedInWithin(s.fresh, time.Now())
+	if err != nil {
+		s.audit.Denied(ctx, by, action, err.Error())
+	}
+	return err
 }
 
 func (s *Service) refuse(ctx context.Context, by fleet.Caller, action, detail string) error {

@@ -156,7 +156,7 @@ func TestVouched_Life(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wants(t, "a password", h.SetPassword(t.Context(), c, "eve", secret), fleet.ErrInvalid)
+	wants(t, "a password", h.ChangePassword(t.Context(), c, secret, secret), fleet.ErrInvalid)
 	wants(t, "a password by the host", h.SetPassword(t.Context(), host, "eve", secret), fleet.ErrInvalid)
 	wants(t, "a role", h.SetRole(t.Context(), host, "eve", fleet.RoleAdmin), fleet.ErrInvalid)
 	_, err = h.Reinvite(t.Context(), host, "eve")

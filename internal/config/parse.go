@@ -74,7 +74,7 @@ type serveCmd struct {
 	oidcFlags
 	ldapFlags
 	headerFlags
-	FreshSignIn    time.Duration `default:"15m" placeholder:"DURATION" help:"How old a sign-in may be before a large drain, what else deletes pods and has to be confirmed by typing, and a new token; 0 to never ask for another (${default})."`
+	FreshSignIn    time.Duration `default:"15m" placeholder:"DURATION" help:"How old a sign-in may be before a large drain, what else deletes pods and has to be confirmed by typing, a new token, and rights for people; 0 to never ask for another (${default})."`
 	AuditKeyFile   string        `placeholder:"FILE" help:"Key that heads of the audit record are signed with; made if missing. By default audit.key in the data directory; with PostgreSQL a key that is forgotten at the end."`
 	AuditRetention time.Duration `default:"0" placeholder:"DURATION" help:"How long entries of the audit record are kept, like 8760h; 0 for ever."`
 	BatchRetention time.Duration `default:"2160h" placeholder:"DURATION" help:"How long batches are kept after their end; 0 for ever (${default})."`

@@ -101,7 +101,7 @@ func TestSignIn_InvitationAndSecondFactor(t *testing.T) {
 	if err != nil || link.Fragment == "" {
 		t.Fatalf("%v: %s", err, out)
 	}
-	const cookie, password = "__Host-knm", "correct horse battery"
+	const cookie, invited, password = "__Host-knm", "correct horse battery", "a battery of stables"
 	ada := newTab(t, s.url)
 	ada.trust()
 
@@ -127,8 +127,8 @@ func TestSignIn_InvitationAndSecondFactor(t *testing.T) {
 		`document.querySelector('input[name=code]').value === `+quote(link.Fragment)+` && location.hash === ''`)
 	ada.fill("input[name=password]", "short")
 	ada.click("form[action='/invite'] button")
-	ada.wait("a short password is refused beside its field", there("#"+eval[string](ada, `document.querySelector('input[name=password]').id`)+"[aria-invalid]"))
-	ada.fill("input[name=password]", password)
+	ada.wait("a short password is refused beside its field", there("input[name=password][aria-invalid]"))
+	ada.fill("input[name=password]", invited)
 	ada.click("form[action='/invite'] button")
 	ada.wait("the way leads to the sign-in", atLogin)
 	again := newTab(t, s.url)
@@ -139,9 +139,26 @@ func TestSignIn_InvitationAndSecondFactor(t *testing.T) {
 	again.click("form[action='/invite'] button")
 	again.wait("the link is good once", refused+` && location.pathname === '/invite'`)
 
-	ada.enters("ada", password)
+	ada.enters("ada", invited)
 	ada.wait("signed in", atNodes)
 	session("after the password")
+
+	// Another password.
+	ada.visit("/account")
+	change := func(current string) {
+		ada.fill("input[name=current_password]", current)
+		ada.fill("input[name=new_password]", password)
+		ada.click("form[action='/api/v1/password'] button")
+	}
+	change("not the password")
+	ada.wait("a session alone is not enough", refused)
+	change(invited)
+	ada.wait("it ends the session", atLogin)
+	ada.enters("ada", invited)
+	ada.wait("the old one is good no longer", refused)
+	ada.enters("ada", password)
+	ada.wait("signed in with the new one", atNodes)
+	session("after another password")
 
 	// The second factor.
 	ada.visit("/account")
