@@ -236,7 +236,7 @@ func routesOf(t *testing.T) (out [][2]string) {
 	t.Helper()
 	source := string(read(t, "../../handlers/server.go"))
 	words := map[string]string{"get": "GET", "post": "POST", "put": "PUT", "patch": "PATCH", "del": "DELETE", "http.MethodPut": "PUT"}
-	parts := map[string]string{"oidcCallback": "/login/oidc/callback"}
+	parts := map[string]string{"oidcCallback": "/login/oidc/callback", "signedInPage": "/login/done"}
 	for _, m := range regexp.MustCompile(`(?m)^\s+(\w+)\s+= "([^"]*)"$`).FindAllStringSubmatch(source, -1) {
 		parts[m[1]] = m[2]
 	}
