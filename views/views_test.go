@@ -348,6 +348,7 @@ func TestForms_Fields(t *testing.T) {
 		"/api/v1/users/ivo":             {"role", "disabled", "invite", "grant", "grant_role", "also"},
 		"/api/v1/users/eve":             {"disabled", "grant", "grant_role", "also"},
 		"/api/v1/users/kim":             {"disabled", "grant", "grant_role", "also", "revoke"},
+		"/api/v1/password":              {"current_password", "new_password"},
 		"/login":                        {"username", "password", "next"},
 		"/setup":                        {"code", "username", "password"},
 		"/logout":                       nil,
