@@ -814,7 +814,7 @@ func TestEngine_AuthorityLostLetsGoOfDrains(t *testing.T) {
 		e := f.engine(func(c *batch.Config) { c.Doer = &demoted{drains: world, from: time.Now().Add(30 * time.Second)} })
 		f.run(e)
 		s := drainSpec(2, names(5)...)
-		s.PauseBetween = 40 * time.Second
+		s.PauseBetween = 40*time.Second + 500*time.Millisecond // between two evictions
 		b, items := f.wait(f.submit(e, s))
 		if b.Outcome != fleet.OutcomeCancelled || b.Counts.Cancelled != 5 {
 			t.Errorf("batch is %+v", b)
