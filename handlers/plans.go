@@ -115,11 +115,9 @@ func (s *server) showPlan(w http.ResponseWriter, r *http.Request, in *input, bec
 		}
 	}
 	if p.Plan != nil && p.Plan.NeedsFreshSignIn() {
-		by, now := callerOf(r), time.Now()
-		if e, ok := errors.AsType[*fleet.StaleSignInError](by.SignedInWithin(s.cfg.FreshSignIn, now.Add(min(soon, s.cfg.FreshSignIn/2)))); ok {
-			if p.Stale = e; e.Age > 0 {
-				e.Age = now.Sub(by.SignedIn)
-			}
+		early := s.cfg.FreshSignIn - min(soon, s.cfg.FreshSignIn/2)
+		if e, ok := errors.AsType[*fleet.StaleSignInError](callerOf(r).SignedInWithin(early, time.Now())); ok {
+			p.Stale = e
 		}
 	}
 	return s.show(w, r, status, views.Plan(p))

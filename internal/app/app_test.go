@@ -563,7 +563,7 @@ func TestApp_SelfSigned(t *testing.T) {
 	r := start(t, cfg, fakeCluster(t, "prod"))
 	p := r.person(&http.Transport{
 		ForceAttemptHTTP2: true,
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // the certificate is checked by hand below
+		TLSClientConfig:   unchecked(&tls.Config{}), // the certificate is checked by hand below
 	})
 	r.setUp(p)
 	resp := p.request(t.Context(), "GET", "/nodes", nil, "Accept", "text/html")

@@ -54,7 +54,8 @@ func (s *Service) BeginOIDC(ctx context.Context, redirect string, anew bool) (ta
 
 // FinishOIDC signs in whoever the provider vouches for. Who is seen for the first time is made a person; the role is
 // that of the groups of now, each time. ErrUnauthenticated for what proves nothing; ErrForbidden for somebody known to
-// the provider who may not use this program; StaleSignInError if it was to be anew and was not. Failures of one address are counted with those of its passwords.
+// the provider who may not use this program; StaleSignInError if it was to be anew and was not. Failures of one address are
+// counted with those of its passwords.
 func (s *Service) FinishOIDC(ctx context.Context, redirect, kept string, answer url.Values, from fleet.Caller, userAgent string) (token string, expires time.Time, err error) {
 	defer func() {
 		if err != nil {

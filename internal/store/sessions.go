@@ -39,9 +39,9 @@ const (
 )
 
 // AddSession records a sign-in: the session, the time of it at the person, the browser if it is to be known, the entry; and
-// it takes back what the attempts under undo had counted. It answers ErrUnauthenticated if the person was disabled or changed since the
-// password was checked, so that no sign-in overtakes a revocation; and if there is a second factor and no half sign-in
-// with a proof that is good and was never used.
+// it takes back what the attempts under undo had counted. It answers ErrUnauthenticated if the person was disabled or
+// changed since the password was checked, so that no sign-in overtakes a revocation; and if there is a second factor and no
+// half sign-in with a proof that is good and was never used.
 func (s *Store) AddSession(ctx context.Context, n fleet.NewSession, undo []fleet.AttemptKey, rec fleet.Entry) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		ok, err := tx.Exec(`UPDATE users SET last_sign_in = ? WHERE id = ? AND epoch = ? AND disabled_at = 0`,
